@@ -1,0 +1,58 @@
+"""Host-side progress, once per chunk: a bar, or a function of the user's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Reporter:
+    """Counts finished chunks over all tiles (from several threads) and tells `show(done, total)`."""
+
+    def __init__(self, show: Callable[[int, int], None] | None = None):
+        self.total, self._done, self._show, self._lock = 0, 0, show, threading.Lock()
+
+    def __call__(self, chunks: int) -> None:
+        """Report that many more chunks as done."""
+        if self._show is not None and chunks:
+            with self._lock:
+                self._done += chunks
+                self._show(self._done, self.total)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        return None
+
+
+class _Bar(Reporter):
+    def __init__(self):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("simulate"), BarColumn(), MofNCompleteColumn(), TextColumn("chunks"), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, transient=True)
+        self._task = self._bar.add_task("simulate", total=None)
+        super().__init__(lambda done, total: self._bar.update(self._task, completed=done, total=total))
+
+    def __enter__(self) -> Reporter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bar.stop()
+
+
+def reporter(progress: bool | Callable[[int, int], None]) -> Reporter:
+    """The reporter for `simulate(progress=...)`.
+
+    **Raises:** `ValueError` if `progress` is neither a bool nor callable.
+    """
+    if progress is True:
+        return _Bar()
+    if progress is False or progress is None:
+        return Reporter()
+    if callable(progress):
+        return Reporter(progress)
+    raise ValueError(f"`progress` must be True, False or a function of (done, total), but is {progress!r}")

@@ -1,0 +1,414 @@
+"""`simulate`: one verb for every dynamics, network and problem."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sgfbias.core.brownian import check_keys
+from sgfbias.core.checks import check_positive, is_concrete
+from sgfbias.core.coordinates import AbstractCoordinates, coordinates_for
+from sgfbias.core.flow import AbstractDynamics, GradientFlow
+from sgfbias.core.problem import Problem
+from sgfbias.core.progress import Reporter, reporter
+from sgfbias.core.record import BUILT_IN, Segments, as_record, choose_observables, cut, flow_times, step_grid, time_grid
+from sgfbias.core.tiles import tile_index
+from sgfbias.core.trajectory import Trajectory, classify
+
+MAX_CHUNK = 65_536
+ADAPTIVE_STEPS = 1_000_000
+DEFAULT_TOLERANCE = 1e-14
+
+
+def simulate(
+    dynamics: AbstractDynamics,
+    network: Any,
+    problem: Problem,
+    *,
+    keys: Array | None = None,
+    steps: int | None = None,
+    t1: float | None = None,
+    coordinates: str | None = None,
+    solver: dfx.AbstractSolver | None = None,
+    record: Any = None,
+    stop: float | None = None,
+    progress: bool | Callable[[int, int], None] = False,
+    chunk: int = MAX_CHUNK,
+) -> Trajectory:
+    """Move `network` on `problem` by `dynamics`, once per key.
+
+    **Arguments:**
+
+    - `dynamics`: a flow or a discrete algorithm. `network`: an Equinox module, the initial condition. `problem`: data and loss.
+    - `keys`: (seeds,) typed keys, `sgfbias.seeds(0, 256)`; a single key gives a run without seed axis. Not for deterministic dynamics.
+    - `steps`: number of solver steps (iterations of a discrete algorithm); or `t1`, flow time, rounded up to a whole number of steps.
+      An adaptive gradient flow takes `t1` only.
+    - `coordinates`: `"mirror"`, `"log"` or `"weights"` where the network has them. `solver`: any Diffrax Itô solver, or a Stratonovich
+      solver, for which the drift is corrected; default Euler.
+    - `record`: what to record and when, see `Record`. Default: scalar observables at 200 log-spaced times.
+    - `stop`: loss at which a seed is converged; it is frozen there, looked at at recorded times and every 1,024 steps.
+    - `progress`: True for a bar, or a function of (done, total) chunks. `chunk`: steps per compiled call, at most 65,536.
+
+    **Returns:** a `Trajectory`.
+
+    **Raises:** `ValueError` for arguments that do not fit, each with what to do instead. A seed that diverges is not an error: it is
+    marked in `status`, the others are unaffected.
+    """
+    record = as_record(record)
+    if not isinstance(dynamics, AbstractDynamics):
+        raise ValueError(f"`dynamics` must be a flow or an algorithm, e.g. StochasticGradientFlow(0.05), but is {dynamics!r}")
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` must be a Problem, but is {type(problem).__name__}; wrap the data: Problem(inputs, targets)")
+    if not 1 <= chunk <= MAX_CHUNK:
+        raise ValueError(f"`chunk` must be between 1 and {MAX_CHUNK}, but is {chunk}")
+    keys = _check_keys(dynamics, keys)
+    solver = dynamics.default_solver() if solver is None else solver
+    chart = coordinates_for(network, problem, dynamics, coordinates)
+    name = coordinates or getattr(chart, "name", "weights")
+    tolerance = _tolerance(problem, stop)
+    series, finals = choose_observables(record, network, problem)
+    observe, finish = _Observe(chart, problem, series), _Observe(chart, problem, finals)
+
+    if dynamics.unit is None:
+        raw = _adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop)
+    else:
+        count = _count_steps(steps, t1, dynamics)
+        raw = _stepped(
+            dynamics, chart, network, problem, solver, observe, finish, record.times, count, keys, stop, chunk, reporter(progress)
+        )
+
+    may_stall = dynamics.is_stochastic or not dynamics.is_flow  # a gradient flow on a plateau will leave it
+    status = classify(
+        finite=raw["finite"],
+        loss=raw["final"]["loss"],
+        first_loss=problem.risk(network),
+        tolerance=tolerance,
+        early=raw["averages"][0],
+        late=raw["averages"][1],
+        may_stall=may_stall,
+    )
+    return Trajectory(
+        series=raw["series"],
+        final=raw["final"],
+        networks=raw["networks"],
+        times=raw["times"],
+        steps=raw["steps"],
+        status=status,
+        stop_time=raw["stop_time"],
+        averages=raw["averages"],
+        dynamics=dynamics,
+        network=network,
+        problem=problem,
+        keys=keys,
+        tolerance=tolerance,
+        coordinates=name,
+        solver=type(solver).__name__,
+    )
+
+
+def _check_keys(dynamics: AbstractDynamics, keys: Any) -> Array | None:
+    name = type(dynamics).__name__
+    if dynamics.is_stochastic:
+        if keys is None:
+            raise ValueError(f"{name} is random and needs keys: write keys=sgfbias.seeds(0, 256) for 256 seeds")
+        return check_keys(keys)
+    if keys is not None:
+        raise ValueError(f"{name} is deterministic, every seed would be the same: leave `keys` out")
+    return None
+
+
+def _tolerance(problem: Problem, stop: float | None) -> float:
+    floor = problem.loss_floor()
+    if stop is None:
+        return max(DEFAULT_TOLERANCE, 100 * floor)
+    check_positive(stop, "stop")
+    if stop < floor:
+        raise ValueError(
+            f"stop={stop:g} is below the loss that {jnp.dtype(problem.dtype).name} can resolve on these targets (about {floor:.1e}), so no "
+            "seed would ever stop; use a larger `stop`, or float64 data with jax.config.update('jax_enable_x64', True)"
+        )
+    return float(stop)
+
+
+def _count_steps(steps: int | None, t1: float | None, dynamics: AbstractDynamics) -> int:
+    if (steps is None) == (t1 is None):
+        raise ValueError(f"give either `steps` or `t1`, but got steps={steps}, t1={t1}")
+    if steps is None:
+        check_positive(t1, "t1")
+        steps = max(1, math.ceil(float(t1) / float(dynamics.unit) * (1 - 1e-6)))
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"`steps` must be a whole number >= 1, but is {steps!r}")
+    if steps * getattr(dynamics, "substeps", 1) >= 2**31:
+        raise ValueError(f"`steps` times substeps must stay below 2^31, but is {steps * getattr(dynamics, 'substeps', 1):,}")
+    return int(steps)
+
+
+class _Observe(eqx.Module):
+    """The observables of a state `(position, integral)`, with the built-in ones."""
+
+    chart: AbstractCoordinates
+    problem: Problem
+    functions: dict[str, Callable]
+
+    def __call__(self, state: Any) -> dict[str, Array]:
+        position, integral = state
+        network = self.chart.decode(position)
+        outputs = self.chart.linearise(position, self.problem.inputs)[0]
+        loss = jnp.mean(self.problem.loss(outputs, self.problem.targets))
+        values = {"loss": loss, "loss_integral": integral}
+        return values | {name: jnp.asarray(f(network)) for name, f in self.functions.items()}
+
+
+def _all_finite(tree: Any) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+class _Engine(eqx.Module):
+    """Everything one compiled chunk needs besides the seeds' states."""
+
+    dynamics: AbstractDynamics
+    chart: AbstractCoordinates
+    problem: Problem
+    solver: dfx.AbstractSolver
+    observe: _Observe
+    stop: Array  # loss at which a seed is frozen; -1: never
+
+    def start(self, network: Any, key: Array | None) -> Any:
+        """State before the first step: `((position, integral), solver state, still moving, step at which it stopped)`."""
+        y = (self.chart.encode(network), jnp.zeros((), self.problem.dtype))
+        terms = self.dynamics.build(self.chart, self.problem, y[0], key, jnp.int32(0), self.solver)
+        zero = jnp.zeros((), self.problem.dtype)
+        return y, self.solver.init(terms, zero, zero + 1, y, None), jnp.asarray(True), jnp.int32(-1)
+
+    def piece(self, state: Any, key: Array | None, start: Array, length: Array, check: Array) -> Any:
+        """Run `length` steps from absolute step `start`, in step units: solver time is exact in float32."""
+        y, solver_state, moving, stopped = state
+        terms = self.dynamics.build(self.chart, self.problem, y[0], key, start, self.solver)
+        solution = dfx.diffeqsolve(
+            terms,
+            self.solver,
+            t0=jnp.zeros((), self.problem.dtype),
+            t1=length.astype(self.problem.dtype),
+            dt0=jnp.ones((), self.problem.dtype),
+            y0=y,
+            solver_state=solver_state,
+            saveat=dfx.SaveAt(t1=True, solver_state=True),
+            max_steps=MAX_CHUNK,
+            throw=False,
+        )
+        new = (jax.tree.map(lambda leaf: leaf[-1], solution.ys), solution.solver_state)
+        keep = moving & (length > 0)
+        y, solver_state = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, (y, solver_state))
+        values = self.observe(y)
+        reached = moving & check & (values["loss"] <= self.stop)
+        stopped = jnp.where(reached, start + length, stopped)
+        return (y, solver_state, moving & ~reached, stopped), values
+
+
+@eqx.filter_jit
+def _start(engine: _Engine, network: Any, keys: Array | None) -> Any:
+    if keys is None:
+        return engine.start(network, None)
+    return jax.vmap(lambda key: engine.start(network, key))(keys)
+
+
+@eqx.filter_jit
+def _advance(engine: _Engine, state: Any, keys: Array | None, start: Array, length: Array, check: Array) -> Any:
+    def one(state: Any, key: Array | None) -> Any:
+        return jax.lax.scan(lambda s, piece: engine.piece(s, key, *piece), state, (start, length, check))
+
+    return one(state, None) if keys is None else jax.vmap(one)(state, keys)
+
+
+@eqx.filter_jit
+def _finish(finish: _Observe, y: Any, batched: bool) -> Any:
+    def one(y: Any) -> Any:
+        return finish(y), finish.chart.decode(y[0]), _all_finite(y)
+
+    return jax.vmap(one)(y) if batched else one(y)
+
+
+def _run_tile(engine: _Engine, network: Any, finish: _Observe, keys: Any, segments: Segments, report: Reporter) -> Any:
+    """One tile of seeds through all chunks; stops early when every seed has. Values are (pieces, ...) after the seed axis."""
+    batched = keys is not None
+    state = _start(engine, network, keys)
+    rows = segments.start.shape[0]
+    outputs: list[dict[str, Array]] = []
+    axis = 1 if batched else 0
+    for row in range(rows):
+        state, values = _advance(engine, state, keys, segments.start[row], segments.length[row], segments.check[row])
+        outputs.append(values)
+        report(1)
+        if is_concrete(engine.stop) and float(engine.stop) > 0 and is_concrete(state[2]) and not bool(jnp.any(state[2])):
+            last = jax.tree.map(lambda v: jax.lax.slice_in_dim(v, v.shape[axis] - 1, v.shape[axis], axis=axis), values)
+            outputs += [jax.tree.map(lambda v, w: jnp.broadcast_to(v, w.shape), last, values)] * (rows - row - 1)
+            report(rows - row - 1)
+            break
+    width = segments.start.shape[1]
+    index = segments.where[:, 0] * width + segments.where[:, 1]
+    values = jax.tree.map(lambda *v: jnp.take(jnp.concatenate(v, axis=axis), index, axis=axis), *outputs)
+    return values, *_finish(finish, state[0], batched), state[3]
+
+
+def _stepped(
+    dynamics: AbstractDynamics,
+    chart: AbstractCoordinates,
+    network: Any,
+    problem: Problem,
+    solver: Any,
+    observe: _Observe,
+    finish: _Observe,
+    times: Any,
+    steps: int,
+    keys: Array | None,
+    stop: float | None,
+    chunk: int,
+    report: Reporter,
+) -> dict[str, Any]:
+    """Fixed steps: tiles of seeds x chunks of steps."""
+    unit = dynamics.unit
+    if isinstance(times, int | np.integer) or is_concrete(unit):
+        recorded = step_grid(times, steps, unit)
+    else:
+        raise ValueError("recorded flow times need a concrete dt: under jit or grad give the number of times, or dt outside the trace")
+    segments = cut(recorded, steps, chunk, stop is not None)
+    engine = _Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-1.0 if stop is None else stop, problem.dtype))
+    tiles = _tiles(keys)
+    report.total = len(tiles) * segments.start.shape[0]
+    with report:
+        results = _map_tiles(lambda tile: _run_tile(engine, network, finish, tile, segments, report), tiles, engine, network, segments)
+
+    seeds = None if keys is None or keys.ndim == 0 else keys.shape[0]
+    values, final, networks, finite, stopped = jax.tree.map(lambda *v: _join(v, keys, seeds), *results)
+    pick = np.searchsorted(segments.ends, recorded)
+    axis = 0 if seeds is None else 1
+    flow_unit = jnp.asarray(unit, problem.dtype)
+
+    def integral_at(step: int) -> Array:
+        return jnp.take(values["loss_integral"], int(np.searchsorted(segments.ends, step)), axis=axis)
+
+    marks = [integral_at(s) for s in (steps // 4, steps // 2, steps)]
+    spans = [max(steps // 2 - steps // 4, 1) * flow_unit, max(steps - steps // 2, 1) * flow_unit]
+    return {
+        "series": jax.tree.map(lambda v: jnp.take(v, pick, axis=axis), values),
+        "final": final,
+        "networks": networks,
+        "finite": finite,
+        "times": flow_times(recorded, unit, problem.dtype),
+        "steps": jnp.asarray(recorded),
+        "stop_time": jnp.where(stopped >= 0, stopped.astype(problem.dtype) * flow_unit, jnp.inf),
+        "averages": ((marks[1] - marks[0]) / spans[0], (marks[2] - marks[1]) / spans[1]),
+    }
+
+
+def _tiles(keys: Array | None) -> list[Array | None]:
+    """Keys in tiles of the fixed size, the last one padded with its own last key."""
+    if keys is None:
+        return [None]
+    keys = jnp.atleast_1d(keys)
+    return [keys[row] for row in tile_index(keys.shape[0])]
+
+
+def _join(parts: Sequence[Array], keys: Array | None, seeds: int | None) -> Array:
+    if keys is None:
+        return parts[0]
+    return jnp.concatenate(parts)[:seeds] if seeds is not None else parts[0][0]
+
+
+def _map_tiles(run: Callable, tiles: list, engine: _Engine, network: Any, segments: Segments) -> list[Any]:
+    """Run every tile; on a CPU one thread per core, since one small tile leaves the other cores idle."""
+    workers = min(len(tiles), os.cpu_count() or 1)
+    if workers == 1 or jax.default_backend() != "cpu" or not is_concrete((engine, network, tiles)):
+        return [run(tile) for tile in tiles]
+    # Compile once, by running pieces of no steps, instead of once per thread.
+    state = _start(engine, network, tiles[0])
+    idle = np.zeros_like(segments.length[0])
+    jax.block_until_ready(_advance(engine, state, tiles[0], segments.start[0], idle, np.zeros_like(segments.check[0])))
+    x64 = jax.config.jax_enable_x64
+
+    def in_thread(tile: Array) -> Any:
+        with jax.enable_x64(x64):  # a context set by the caller does not reach other threads
+            return jax.block_until_ready(run(tile))
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(in_thread, tiles))
+
+
+@eqx.filter_jit
+def _solve_adaptive(
+    flow: GradientFlow, chart: Any, network: Any, problem: Problem, solver: Any, observe: _Observe, times: Array, stop: Array | None
+) -> Any:
+    y0 = (chart.encode(network), jnp.zeros((), problem.dtype))
+    rtol, atol = flow.tolerances(problem.dtype)
+    event = None if stop is None else dfx.Event(lambda t, y, args, **kwargs: observe(y)["loss"] <= stop)
+    return dfx.diffeqsolve(
+        flow.build(chart, problem, y0[0], None, jnp.int32(0), solver),
+        solver,
+        t0=jnp.zeros((), problem.dtype),
+        t1=times[-1],
+        dt0=None,
+        y0=y0,
+        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=lambda t, y, args: observe(y)), dfx.SubSaveAt(t1=True)]),
+        stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol),
+        max_steps=ADAPTIVE_STEPS,
+        event=event,
+        throw=False,
+    )
+
+
+def _adaptive(
+    flow: Any,
+    chart: Any,
+    network: Any,
+    problem: Problem,
+    solver: Any,
+    observe: _Observe,
+    finish: _Observe,
+    times: Any,
+    steps: Any,
+    t1: Any,
+    stop: float | None,
+) -> dict[str, Any]:
+    """The gradient flow by an adaptive ODE solver, one run, in flow time."""
+    if not isinstance(solver, dfx.AbstractAdaptiveSolver):
+        raise ValueError(f"{type(solver).__name__} gives no error estimate: for fixed steps write GradientFlow(dt=...), steps=...")
+    if t1 is None or steps is not None:
+        raise ValueError("an adaptive gradient flow takes `t1`, not `steps`; for fixed steps write GradientFlow(dt=...), steps=...")
+    check_positive(t1, "t1")
+    grid = time_grid(times, float(t1))
+    marked = np.unique(np.concatenate([grid, [t1 / 4, t1 / 2, t1]]))
+    stop_at = None if stop is None else jnp.asarray(stop, problem.dtype)
+    solution = _solve_adaptive(flow, chart, network, problem, solver, observe, jnp.asarray(marked, problem.dtype), stop_at)
+    values, (end,) = solution.ys[0], (jax.tree.map(lambda leaf: leaf[-1], solution.ys[1]),)
+    final, networks, finite = _finish(finish, end, False)
+    done = solution.ts[1][-1]
+    # After an early stop the flow is frozen: later times hold the last state.
+    frozen = {name: final[name] if name in final else observe(end)[name] for name in values}
+    late = jnp.asarray(marked, problem.dtype) > done
+    values = {
+        name: jnp.where(late.reshape((-1,) + (1,) * (v.ndim - 1)), frozen[name][None], v) for name, v in values.items()
+    }
+    failed = ~dfx.is_okay(solution.result)
+    quarter, half, last = (values["loss_integral"][int(np.searchsorted(marked, t))] for t in (t1 / 4, t1 / 2, t1))
+    pick = np.searchsorted(marked, grid)
+    assert set(BUILT_IN) <= set(values)
+    return {
+        "series": {name: v[pick] for name, v in values.items()},
+        "final": final,
+        "networks": networks,
+        "finite": finite & ~failed,
+        "times": jnp.asarray(grid, problem.dtype),
+        "steps": None,
+        "stop_time": jnp.where(dfx.is_event(solution.result), done, jnp.inf),
+        "averages": ((half - quarter) / (t1 / 4), (last - half) / (t1 / 2)),
+    }

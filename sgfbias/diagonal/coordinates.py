@@ -1,0 +1,229 @@
+r"""Three charts on diagonal networks, one physics.
+
+With `c` the cotangent of core (`dc = -(l'/n) dt + noise`), the weights move by `dw_+- = +-2 w_+- X^T dc` (Itô). Hence, whatever the noise,
+with `Q = diag(X^T Cov(c) X)` (plus the feature channel):
+
+    d log w_+- = +-2 X^T dc - 2 Q dt,    so    log(w_+/w_-) = 4 X^T c,    log(w_+ w_-)/2 = log alpha - 2 int Q dt.
+
+The first is Pesme, Pillaud-Vivien, Flammarion 2021, Lemma 1 (their eta is `2 sqrt(n) c`). For the mean-loss model `Q = gamma h L`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.noise import Covariance
+from sgfbias.diagonal.potential import beta_from, xi_from
+
+
+def quadratic_variation(inputs: Array, covariance: Covariance) -> Array:
+    """`Q = diag(X^T Cov X)` plus the feature channel's variance, (d,)."""
+    total = jnp.zeros_like(inputs[0])
+    if covariance.diagonal is not None:
+        total = total + _diagonal_part(inputs, covariance.diagonal)
+    if covariance.rank_one is not None:
+        total = total - jnp.square(covariance.rank_one @ inputs)
+    if covariance.features is not None:
+        total = total + covariance.features
+    return total
+
+
+def _diagonal_part(inputs: Array, diagonal: Array) -> Array:
+    squares = jnp.square(inputs)
+    return diagonal * jnp.sum(squares, axis=0) if diagonal.ndim == 0 else diagonal @ squares
+
+
+class _DiagonalChart(AbstractCoordinates):
+    """What the three charts share: the starting network and the data."""
+
+    network: Any
+    inputs: Array
+    features: int | None = eqx.field(static=True)
+
+    def __init__(self, network: Any, problem: Any, dynamics: Any):
+        self.network = jax.tree.map(lambda leaf: leaf.astype(problem.dtype), network)
+        self.inputs = problem.inputs
+        self.features = network.d
+
+
+class DiagonalWeights(_DiagonalChart):
+    """`(w_+, w_-)` and the running sum `4 X^T c`, which tells how much of `log(w_+/w_-)` lies in the row space.
+
+    For flows Euler's error shows in everything: use it as the independent check, and for the discrete algorithms, where it is exact.
+    """
+
+    name: ClassVar[str] = "weights"
+
+    def encode(self, network):
+        half = network.log_ratio / 2
+        return {
+            "plus": jnp.exp(network.log_alpha + half),
+            "minus": jnp.exp(network.log_alpha - half),
+            "slope": network.log_ratio - network.offset,
+        }
+
+    def decode(self, position):
+        # A weight that underflows to 0 reads as the smallest normal number instead of -inf.
+        tiny = jnp.finfo(position["plus"].dtype).tiny
+        plus, minus = (jnp.log(jnp.maximum(jnp.abs(position[k]), tiny)) for k in ("plus", "minus"))
+        return type(self.network)((plus + minus) / 2, plus - minus, plus - minus - position["slope"])
+
+    def linearise(self, position, inputs):
+        plus, minus = position["plus"], position["minus"]
+        outputs = inputs @ (jnp.square(plus) - jnp.square(minus))
+
+        def pull(cotangent: Array) -> Any:
+            move = 2 * (cotangent @ inputs)
+            return {"plus": plus * move, "minus": -minus * move, "slope": 2 * move}
+
+        return outputs, pull
+
+    def pull_features(self, position, cotangent):
+        move = 2 * cotangent
+        return {"plus": position["plus"] * move, "minus": -position["minus"] * move, "slope": jnp.zeros_like(move)}
+
+    def second_order_drift(self, position, problem, step_size):
+        plus, minus = position["plus"], position["minus"]
+
+        def risk(w: Any) -> Array:
+            return jnp.mean(problem.loss(problem.inputs @ (jnp.square(w[0]) - jnp.square(w[1])), problem.targets))
+
+        gradient = jax.grad(risk)((plus, minus))
+        _, curved = jax.jvp(jax.grad(risk), ((plus, minus),), (gradient,))
+        _, extra = second_order_parts(position_xi=jnp.square(plus) + jnp.square(minus), problem=problem, beta=jnp.square(plus) - jnp.square(minus))
+        half = -0.5 * step_size
+        return {"plus": half * curved[0], "minus": half * curved[1], "slope": 4 * step_size * (extra @ problem.inputs)}
+
+
+class LogWeights(_DiagonalChart):
+    """`(log w_+, log w_-)` and the running sum `4 X^T c`: `w > 0` at any step size. The independent check of mirror coordinates, with Itô's correction `-2 Q`.
+
+    `log_ratio` is a difference of logarithms here: at alpha above 100 it loses digits that mirror coordinates keep.
+    """
+
+    name: ClassVar[str] = "log"
+    curved: ClassVar[bool] = True
+
+    def encode(self, network):
+        half = network.log_ratio / 2
+        return {
+            "plus": network.log_alpha + half,
+            "minus": network.log_alpha - half,
+            "slope": network.log_ratio - network.offset,
+        }
+
+    def decode(self, position):
+        plus, minus = position["plus"], position["minus"]
+        return type(self.network)((plus + minus) / 2, plus - minus, plus - minus - position["slope"])
+
+    def linearise(self, position, inputs):
+        plus, minus = position["plus"], position["minus"]
+
+        def pull(cotangent: Array) -> Any:
+            move = 2 * (cotangent @ inputs)
+            return {"plus": move, "minus": -move, "slope": 2 * move}
+
+        return inputs @ beta_from((plus + minus) / 2, plus - minus), pull
+
+    def drift_correction(self, position, inputs, covariance):
+        shrink = -2 * quadratic_variation(inputs, covariance)
+        return {"plus": shrink, "minus": shrink, "slope": jnp.zeros_like(shrink)}
+
+    def pull_features(self, position, cotangent):
+        return {"plus": 2 * cotangent, "minus": -2 * cotangent, "slope": jnp.zeros_like(cotangent)}
+
+    def second_order_drift(self, position, problem, step_size):
+        plus, minus = position["plus"], position["minus"]
+        mean, ratio = (plus + minus) / 2, plus - minus
+        shrink, extra = second_order_parts(position_xi=xi_from(mean, ratio), problem=problem, beta=beta_from(mean, ratio))
+        move = 2 * step_size * (extra @ problem.inputs)
+        return {"plus": move + step_size * shrink, "minus": -move + step_size * shrink, "slope": 2 * move}
+
+
+class Mirror(_DiagonalChart):
+    """`c` in R^n and the accumulated covariance: n + 1 numbers for the mean-loss model instead of 2 d, an exact reduction.
+
+    `w > 0`, the span of the rows and the law of `w_+ w_-` hold to rounding at any step size. Per-sample noise has n accumulators
+    instead of 1, minibatch noise d more, isotropic noise d more for its own sum.
+    """
+
+    name: ClassVar[str] = "mirror"
+    curved: ClassVar[bool] = True
+    template: Covariance  # zeros of the accumulators' shapes
+    feature_sum: Array | None
+    shrink_sum: Array | None
+
+    def __init__(self, network: Any, problem: Any, dynamics: Any):
+        super().__init__(network, problem, dynamics)
+        derivatives = jax.ShapeDtypeStruct((problem.n,), problem.dtype)
+        step = jax.ShapeDtypeStruct((), problem.dtype)
+        shapes = jax.eval_shape(dynamics.noise.covariance, derivatives, step)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, problem.dtype), shapes)
+        along_features = jnp.zeros(network.d, problem.dtype)
+        self.template = eqx.tree_at(lambda c: c.rank_one, zeros, None if zeros.rank_one is None else along_features, is_leaf=lambda x: x is None)
+        self.feature_sum = None if zeros.features is None else along_features
+        self.shrink_sum = along_features if getattr(dynamics, "order", 1) == 2 else None
+
+    def encode(self, network):
+        return {"c": jnp.zeros_like(self.inputs[:, 0]), "law": self.template, "features": self.feature_sum, "shrink": self.shrink_sum}
+
+    def _log_alpha(self, position: Any) -> Array:
+        law: Covariance = position["law"]
+        total = jnp.zeros_like(self.inputs[0])
+        if law.diagonal is not None:
+            total = total + _diagonal_part(self.inputs, law.diagonal)
+        if law.rank_one is not None:
+            total = total - law.rank_one
+        if law.features is not None:
+            total = total + law.features
+        log_alpha = self.network.log_alpha - 2 * total
+        return log_alpha if position["shrink"] is None else log_alpha + position["shrink"]
+
+    def _log_ratio(self, position: Any) -> Array:
+        ratio = self.network.log_ratio + 4 * (position["c"] @ self.inputs)
+        return ratio if position["features"] is None else ratio + 4 * position["features"]
+
+    def decode(self, position):
+        offset = self.network.offset if position["features"] is None else self.network.offset + 4 * position["features"]
+        return type(self.network)(self._log_alpha(position), self._log_ratio(position), offset)
+
+    def linearise(self, position, inputs):
+        still = jax.tree.map(jnp.zeros_like, position)
+        outputs = inputs @ beta_from(self._log_alpha(position), self._log_ratio(position))
+        return outputs, lambda cotangent: {**still, "c": cotangent}
+
+    def drift_correction(self, position, inputs, covariance):
+        rank_one = None if covariance.rank_one is None else jnp.square(covariance.rank_one @ inputs)
+        law = Covariance(covariance.diagonal, rank_one, covariance.features)
+        return {**jax.tree.map(jnp.zeros_like, position), "law": law}
+
+    def pull_features(self, position, cotangent):
+        return {**jax.tree.map(jnp.zeros_like, position), "features": cotangent}
+
+    def second_order_drift(self, position, problem, step_size):
+        log_alpha, ratio = self._log_alpha(position), self._log_ratio(position)
+        shrink, extra = second_order_parts(position_xi=xi_from(log_alpha, ratio), problem=problem, beta=beta_from(log_alpha, ratio))
+        return {**jax.tree.map(jnp.zeros_like, position), "c": step_size * extra, "shrink": step_size * shrink}
+
+
+def second_order_parts(*, position_xi: Array, problem: Any, beta: Array) -> tuple[Array, Array]:
+    """`-grad(1/4 |grad L|^2)` in log coordinates: `(what log alpha gains (d,), what the cotangent c gains (n,))`, per unit of gamma.
+
+    With `g = X^T l'/n` (so `grad_{w_+-} L = +-2 w_+- g`) and a loss quadratic in the outputs, `|grad L|^2 / 4 = <xi, g^2>`, hence
+    `d log w_+- = -2 g^2 -+ 2 X^T (l''/n) X (xi g)`.
+    """
+    outputs = problem.inputs @ beta
+    derivatives = problem.loss.derivative(outputs, problem.targets)
+    slope = derivatives @ problem.inputs / problem.n
+    along = problem.inputs @ (position_xi * slope)
+    _, curvature = jax.jvp(lambda f: problem.loss.derivative(f, problem.targets), (outputs,), (along,))
+    return -2 * jnp.square(slope), -2 * curvature / problem.n
+
+
+CHARTS = {"mirror": Mirror, "log": LogWeights, "weights": DiagonalWeights}

@@ -1,0 +1,136 @@
+"""The diagonal linear network `beta = w_+^2 - w_-^2`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sgfbias.core.checks import as_float_array, check_finite, check_positive, check_shape, is_concrete
+from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.diagonal.coordinates import CHARTS, DiagonalWeights
+from sgfbias.diagonal.potential import beta_from, xi_from
+
+
+class DiagonalNetwork(eqx.Module):
+    """`f(x) = <beta, x>` with `beta = w_+^2 - w_-^2`, no factor (Pesme, Pillaud-Vivien, Flammarion 2021, section 2.1).
+
+    Held as `log_alpha = log|w_+ w_-| / 2` and `log_ratio = log|w_+ / w_-|`, both (d,): all that `beta` and the future depend on, at any
+    scale. `offset` (d,) is the part of `log_ratio` that is not in the row space of the data: 0 along a flow, and what SGD leaves there
+    (Even, Pesme, Gunasekar, Flammarion 2023).
+    """
+
+    log_alpha: Float[Array, " d"]
+    log_ratio: Float[Array, " d"]
+    offset: Float[Array, " d"]
+
+    @classmethod
+    def init(cls, *, alpha: Any = None, log_alpha: Any = None, d: int | None = None, dtype: Any = None) -> DiagonalNetwork:
+        """The network at `w_+ = w_- = alpha`, so `beta = 0`.
+
+        **Arguments:** `alpha` > 0, a scalar or (d,); or `log_alpha`, any real number, for an alpha below the smallest float; `d`, the
+        number of features, needed for a scalar; `dtype`, default the session's float type.
+
+        **Raises:** `ValueError` if neither or both are given, alpha <= 0, or shapes disagree.
+        """
+        if (alpha is None) == (log_alpha is None):
+            raise ValueError(f"give either `alpha` or `log_alpha`, but got alpha={alpha}, log_alpha={log_alpha}")
+        if alpha is not None:
+            alpha = as_float_array(alpha, "alpha")
+            if is_concrete(alpha) and not (np.asarray(alpha) > 0).all():
+                bad = np.asarray(alpha)[~(np.asarray(alpha) > 0)].ravel()[0] if alpha.ndim else alpha.item()
+                raise ValueError(
+                    f"`alpha` must be positive, but is {bad}: at w = 0 the gradient vanishes and nothing moves "
+                    "(for an alpha too small for a float give log_alpha)"
+                )
+            check_positive(alpha, "alpha")
+            value = jnp.log(alpha)
+        else:
+            value = as_float_array(log_alpha, "log_alpha")
+            check_finite(value, "log_alpha")
+        if value.ndim > 1:
+            raise ValueError(f"alpha must be a scalar or have shape (d,), but has shape {value.shape}")
+        if d is None:
+            if value.ndim == 0:
+                raise ValueError("a scalar alpha needs the number of features: DiagonalNetwork.init(alpha=0.01, d=100)")
+            d = value.shape[0]
+        if d < 1:
+            raise ValueError(f"`d` must be at least 1, but is {d}")
+        if value.ndim == 1:
+            check_shape(value, "alpha", (d,))
+        value = jnp.broadcast_to(value.astype(value.dtype if dtype is None else dtype), (d,))
+        return cls(value, jnp.zeros_like(value), jnp.zeros_like(value))
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return self.log_alpha.shape[-1]
+
+    @property
+    def beta(self) -> Float[Array, " d"]:
+        """The linear predictor, (d,)."""
+        return beta_from(self.log_alpha, self.log_ratio)
+
+    @property
+    def xi(self) -> Float[Array, " d"]:
+        """`w_+^2 + w_-^2`, (d,)."""
+        return xi_from(self.log_alpha, self.log_ratio)
+
+    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
+        """Output on one example."""
+        return x @ self.beta
+
+    def predict(self, inputs: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """Outputs on many examples."""
+        return inputs @ self.beta
+
+    def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
+        """The chart of that name for this problem; default mirror for flows, weights for discrete algorithms.
+
+        **Raises:** `ValueError` if there is none, or a discrete algorithm is asked for in other coordinates than weights.
+        """
+        if problem.inputs.ndim != 2 or problem.inputs.shape[1] != self.d:
+            raise ValueError(
+                f"the network has d = {self.d} features, so the problem's inputs must have shape (n, {self.d}), "
+                f"but have shape {problem.inputs.shape}"
+            )
+        if not dynamics.is_flow:
+            if name not in (None, "weights"):
+                raise ValueError(
+                    f"{type(dynamics).__name__} iterates the weights: coordinates must be 'weights', but are {name!r}; "
+                    "mirror and log coordinates belong to flows"
+                )
+            return DiagonalWeights(self, problem, None)
+        name = "mirror" if name is None else name
+        if name not in CHARTS:
+            raise ValueError(f"coordinates must be one of {', '.join(map(repr, CHARTS))}, but are {name!r}")
+        return CHARTS[name](self, problem, dynamics)
+
+    def observables(self) -> dict[str, Callable[[Any], Array]]:
+        """`beta`, `log_alpha` and `offset`, each (d,)."""
+        return {"beta": _beta, "log_alpha": _log_alpha, "offset": _offset}
+
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Dimension names of the observables."""
+        return dict.fromkeys(("beta", "log_alpha", "offset"), ("feature",))
+
+    def units(self) -> dict[str, str]:
+        """Units of the observables."""
+        return {"beta": "target / input", "log_alpha": "log weight", "offset": "1"}
+
+
+# Functions of the module, not closures: their identity is stable, so a second run of the same shape does not compile again.
+def _beta(network: DiagonalNetwork) -> Array:
+    return network.beta
+
+
+def _log_alpha(network: DiagonalNetwork) -> Array:
+    return network.log_alpha
+
+
+def _offset(network: DiagonalNetwork) -> Array:
+    return network.offset

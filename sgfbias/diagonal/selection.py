@@ -1,0 +1,295 @@
+r"""The predicted solution: `argmin phi_alpha(beta) subject to X beta = y`, solved in the dual with n unknowns.
+
+With multipliers nu the solution is `beta = 2 alpha^2 sinh(4 X^T nu + offset)` and the equation is `X beta = y`, the gradient of the
+smooth convex dual `sum 1/2 alpha_i^2 cosh(4 (X^T nu)_i + offset_i) - <nu, y>`. Theorem 1 of Pesme, Pillaud-Vivien, Flammarion 2021 (flows,
+offset 0); Even, Pesme, Gunasekar, Flammarion 2023 (SGD, with the offset its own path leaves).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sgfbias.core.checks import as_float_array, check_finite, is_concrete
+from sgfbias.diagonal.potential import beta_from, potential, u_from, xi_from
+from sgfbias.diagonal.problem import SparseRegression
+
+MAX_ITERATIONS = 2000
+NEAR = 0.03  # relative error from which Newton's method is trusted to finish
+
+
+class Selection(eqx.Module):
+    """A selected solution and the evidence for it.
+
+    - `beta` (d,), `multipliers` nu (n,).
+    - `feasibility`: `|X beta - y|_2 / |y|_2`. `stationarity`: `|(I - P)(arcsinh(beta/2 alpha^2) - offset)|_2`, relative to the norm of
+      what is projected, P the projector on the row space of X. `duality_gap`: primal minus dual value over the primal's scale; a few
+      units of rounding at the optimum. `iterations`: Newton steps. `converged`: whether the feasibility met the tolerance.
+    """
+
+    beta: Float[Array, " d"]
+    multipliers: Float[Array, " n"]
+    feasibility: Float[Array, ""]
+    stationarity: Float[Array, ""]
+    duality_gap: Float[Array, ""]
+    iterations: Array
+    converged: Array
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.beta) or self.beta.ndim != 1:
+            return f"Selection(beta {self.beta.shape})"
+        return (
+            f"Selection(beta {self.beta.shape}, feasibility {float(self.feasibility):.1e}, stationarity {float(self.stationarity):.1e}, "
+            f"duality gap {float(self.duality_gap):.1e}, {int(self.iterations)} iterations, "
+            f"{'converged' if bool(self.converged) else 'NOT converged'})"
+        )
+
+
+def select(
+    problem: SparseRegression, log_alpha: Any, *, offset: Any = 0.0, tolerance: float | None = None
+) -> Selection:
+    """`argmin phi_alpha(beta)` over the solutions of `X beta = y`.
+
+    Differentiable in X, y, log_alpha and offset by the implicit function theorem, any number of times, one n x n solve each; unbatched, use
+    `jax.vmap` over log_alpha. Tested for alpha from 1e-100 to 1e4 and far below; duplicated rows are allowed.
+
+    **Arguments:** `log_alpha`: scalar or (d,). `offset`: scalar or (d,), `log(alpha_+/alpha_-)` of SGD's law, see
+    `Trajectory.final["offset"]`. `tolerance`: relative feasibility asked for, default 1e-12 in float64 and 1e-5 in float32.
+
+    **Raises:** `ValueError` if the system has no solution, log_alpha is not finite or has the wrong shape, or the tolerance is below what
+    the precision can reach.
+    """
+    problem.require_interpolation()
+    log_alpha = _per_feature(log_alpha, "log_alpha", problem)
+    offset = _per_feature(offset, "offset", problem)
+    tolerance = solver_tolerance(tolerance, problem.dtype)
+    return certify(problem, log_alpha, offset, *_dual(problem.X, problem.y, log_alpha, offset, tolerance), tolerance)
+
+
+def solver_tolerance(tolerance: float | None, dtype: Any) -> float:
+    """The relative feasibility to ask for.
+
+    **Raises:** `ValueError` for one below four units of rounding.
+    """
+    eps = float(jnp.finfo(dtype).eps)
+    if tolerance is None:
+        return 1e-12 if eps < 1e-10 else 1e-5
+    if not tolerance >= 4 * eps:
+        raise ValueError(
+            f"tolerance={tolerance:g} is below what {jnp.dtype(dtype).name} can reach (about {4 * eps:.0e}); use a larger tolerance, or "
+            "float64 data with jax.config.update('jax_enable_x64', True)"
+        )
+    return float(tolerance)
+
+
+def certify(
+    problem: SparseRegression, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: float
+) -> Selection:
+    """The solution of multipliers `nu`, with its certificate computed from beta, not from nu."""
+    X, y = problem.X, problem.y
+    u = 4 * (nu @ X) + offset
+    beta = beta_from(log_alpha, u)
+    tiny = jnp.finfo(X.dtype).tiny
+    feasibility = jnp.linalg.norm(X @ beta - y) / jnp.maximum(jnp.linalg.norm(y), tiny)
+    # Where beta underflows to 0 its arcsinh is lost, and any u in the flat part will do: the multipliers' own.
+    slope = jnp.where(beta == 0, u, u_from(beta, log_alpha)) - offset
+    basis = row_space(X)
+    outside = slope - basis.T @ (basis @ slope)
+    stationarity = jnp.linalg.norm(outside) / jnp.maximum(jnp.linalg.norm(slope), tiny)
+    # Primal phi(beta) - <offset, beta>/4 and dual <nu, y> - phi*(X^T nu + offset/4): equal at the optimum.
+    primal = potential(beta, log_alpha) - jnp.vdot(offset, beta) / 4
+    dual = jnp.vdot(nu, y) - jnp.sum(xi_from(log_alpha, u)) / 4
+    scale = jnp.sum(jnp.abs(beta * u) + xi_from(log_alpha, u)) / 4
+    gap = jnp.abs(primal - dual) / jnp.maximum(scale, tiny)
+    return Selection(beta, nu, feasibility, stationarity, gap, iterations, feasibility <= tolerance)
+
+
+def row_space(X: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Orthonormal rows spanning the row space of X, zero rows where X is rank-deficient."""
+    _, singular, rows = jnp.linalg.svd(jax.lax.stop_gradient(X), full_matrices=False)
+    keep = singular > singular[0] * max(X.shape) * jnp.finfo(X.dtype).eps
+    return jnp.where(keep[:, None], rows, 0)
+
+
+def _per_feature(value: Any, name: str, problem: SparseRegression) -> Array:
+    array = as_float_array(value, name).astype(problem.dtype)
+    check_finite(array, name)
+    if array.ndim not in (0, 1) or (array.ndim == 1 and array.shape[0] != problem.d):
+        raise ValueError(
+            f"`{name}` must be a scalar or have shape ({problem.d},), but has shape {array.shape}; for several at once use jax.vmap"
+        )
+    return jnp.broadcast_to(array, (problem.d,))
+
+
+class _Path(NamedTuple):
+    """State of the continuation: the last accepted point with its tangent, the trial beyond it, and the best point at the end."""
+
+    tau: Array
+    nu: Array
+    tangent: Array
+    step: Array
+    trial: Array
+    trial_tau: Array
+    error: Array  # at the trial, before the last Newton step; infinite after a prediction
+    best: Array
+    best_error: Array
+    stale: Array  # Newton steps at the end that did not improve on the best
+    iterations: Array
+
+
+def _dual(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float) -> tuple[Array, Array]:
+    """Multipliers (n,) and the number of Newton steps, differentiable by the implicit function theorem."""
+
+    @jax.custom_jvp
+    def solve(X: Array, y: Array, log_alpha: Array, offset: Array) -> Array:
+        return _continue(X, y, log_alpha, offset, tolerance)[0]
+
+    @solve.defjvp
+    def _(primals, tangents):
+        nu = solve(*primals)
+        X, _, log_alpha, offset = primals
+        _, moved = jax.jvp(lambda *p: _residual(nu, *p), primals, tangents)
+        H = _hessian(X, xi_from(log_alpha, 4 * (nu @ X) + offset))
+        return nu, -_solve_psd(H, moved)
+
+    count = jax.lax.stop_gradient(_continue(*jax.lax.stop_gradient((X, y, log_alpha, offset)), tolerance)[1])
+    return solve(X, y, log_alpha, offset), count
+
+
+def _residual(nu: Array, X: Array, y: Array, log_alpha: Array, offset: Array) -> Array:
+    return X @ beta_from(log_alpha, 4 * (nu @ X) + offset) - y
+
+
+def _hessian(X: Array, xi: Array) -> Array:
+    return 4 * (X * xi[None]) @ X.T
+
+
+def _solve_psd(H: Array, v: Array) -> Array:
+    """Solve with a positive semi-definite matrix whose rows differ in scale and may repeat: unit diagonal, tiny ridge, one refinement.
+
+    Directions below rounding are those in which beta hardly moves, so the ridge there does not change the solution.
+    """
+    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(H), jnp.finfo(H.dtype).tiny))
+    unit = H / (scale[:, None] * scale[None, :])
+    ridge = 8 * H.shape[0] * jnp.finfo(H.dtype).eps
+    factor = jax.scipy.linalg.cho_factor(unit + ridge * jnp.eye(H.shape[0], dtype=H.dtype))
+    scale = scale.reshape((-1,) + (1,) * (v.ndim - 1))
+    w = v / scale
+    x = jax.scipy.linalg.cho_solve(factor, w)
+    x = x + jax.scipy.linalg.cho_solve(factor, w - unit @ x)
+    return x / scale
+
+
+def _continue(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float) -> tuple[Array, Array]:
+    """Multipliers by continuation from one uniform large alpha, where the equation is almost linear, to the asked one."""
+    tiny = jnp.finfo(X.dtype).tiny
+    nu0 = _solve_psd(X @ X.T, y)
+    top = jnp.max(jnp.abs(nu0 @ X))
+    start = jnp.maximum(0.5 * jnp.log(jnp.maximum(top, tiny)), jnp.max(log_alpha))
+    start = jnp.where(top > 10 * tiny, start, jnp.max(log_alpha))
+    nu0 = nu0 / (8 * jnp.exp(2 * start))
+    return continuation(X, y, nu0, (start + 0 * log_alpha, 0 * offset), (log_alpha, offset), tolerance)
+
+
+def continuation(
+    X: Array, y: Array, nu: Array, start: tuple[Array, Array], end: tuple[Array, Array], tolerance: float
+) -> tuple[Array, Array]:
+    """Newton's method along a path of problems, `(log alpha, offset)` going straight from `start`, where `nu` is close, to `end`.
+
+    As alpha falls the multipliers become linear in log alpha, so a tangent predictor takes ever longer steps; a step is taken back if its
+    trial is further off than Newton's method can mend. Returns the multipliers and the number of Newton steps.
+    """
+    dtype = X.dtype
+    eps = jnp.finfo(dtype).eps
+    rows = jnp.linalg.norm(X, axis=1)
+    rows = jnp.where(rows > 0, rows, 1)
+    X, y, nu0 = X / rows[:, None], y / rows, nu * rows
+    size = jnp.maximum(jnp.linalg.norm(y), jnp.finfo(dtype).tiny)
+    slope, tilt = end[0] - start[0], end[1] - start[1]
+
+    def at(tau: Array) -> tuple[Array, Array]:
+        return start[0] + tau * slope, start[1] + tau * tilt
+
+    def newton(nu: Array, tau: Array) -> tuple[Array, Array, Array]:
+        """Newton correction, tangent d nu / d tau, and relative error, at one point."""
+        la, off = at(tau)
+        u = 4 * (nu @ X) + off
+        beta, xi = beta_from(la, u), xi_from(la, u)
+        g = X @ beta - y
+        H = _hessian(X, xi)
+        moved = X @ (2 * beta * slope + xi * tilt)
+        both = _solve_psd(H, jnp.stack([g, moved], axis=1))
+        return -both[:, 0], -both[:, 1], jnp.linalg.norm(g) / size
+
+    zero, one, infinite = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
+    path = _Path(zero, nu0, jnp.zeros_like(nu0), one, nu0, zero, infinite, nu0, infinite, jnp.int32(0), jnp.int32(0))
+    goal = jnp.maximum(tolerance / 10, 2 * eps)
+
+    def unfinished(path: _Path) -> Array:
+        return (path.stale < 5) & (path.best_error > goal) & (path.iterations < MAX_ITERATIONS)
+
+    def advance(path: _Path) -> _Path:
+        correction, tangent, error = newton(path.trial, path.trial_tau)
+        finite = jnp.isfinite(error) & jnp.all(jnp.isfinite(correction)) & jnp.all(jnp.isfinite(tangent))
+        predicted = jnp.isinf(path.error)
+        # Beyond Newton's basin after a prediction, or not coming down: back to the accepted point, a quarter of the step.
+        lost = ~finite | (predicted & (error > 0.5)) | (~predicted & (error > 0.8 * path.error) & (error > NEAR))
+        lost = lost & (path.trial_tau > path.tau)
+        near = finite & ~lost & (error <= NEAR)
+        at_end = path.trial_tau >= 1
+        onward = near & ~at_end
+        refined = jnp.where(finite, path.trial + correction, path.trial)
+        tau, nu, along = jax.tree.map(
+            lambda new, old: jnp.where(onward, new, old), (path.trial_tau, refined, tangent), (path.tau, path.nu, path.tangent)
+        )
+        step = jnp.where(lost, (path.trial_tau - path.tau) / 4, jnp.where(onward, 2 * path.step, path.step))
+        step = jnp.minimum(step, 1 - tau)
+        predict = lost | onward
+        better = near & at_end & (error < path.best_error)
+        stalled = at_end & near & ~(error < 0.5 * path.best_error)
+        return _Path(
+            tau=tau,
+            nu=nu,
+            tangent=along,
+            step=step,
+            trial=jnp.where(predict, nu + step * along, refined),
+            trial_tau=jnp.where(predict, jnp.where(step >= 1 - tau, one, tau + step), path.trial_tau),
+            error=jnp.where(predict, infinite, error),
+            best=jnp.where(better, path.trial, path.best),
+            best_error=jnp.where(better, error, path.best_error),
+            stale=path.stale + stalled.astype(jnp.int32),
+            iterations=path.iterations + 1,
+        )
+
+    path = jax.lax.while_loop(unfinished, advance, path)
+    return jnp.where(jnp.isfinite(path.best_error), path.best, path.trial) / rows, path.iterations
+
+
+def minimum_l2(problem: SparseRegression) -> Float[Array, " d"]:
+    """The interpolating solution of smallest Euclidean norm, (d,): the limit alpha -> infinity.
+
+    **Raises:** `ValueError` if no solution interpolates.
+    """
+    problem.require_interpolation()
+    return jnp.linalg.lstsq(problem.X, problem.y)[0]
+
+
+def minimum_l1(problem: SparseRegression) -> Float[Array, " d"]:
+    """An interpolating solution of smallest l1 norm (basis pursuit), (d,): the limit alpha -> 0. SciPy's HiGHS; concrete data only.
+
+    **Raises:** `ValueError` if no solution interpolates, `RuntimeError` if the linear programme is not solved.
+    """
+    from scipy.optimize import linprog
+
+    problem.require_interpolation()
+    X, y = np.asarray(problem.X, np.float64), np.asarray(problem.y, np.float64)
+    result = linprog(np.ones(2 * problem.d), A_eq=np.hstack([X, -X]), b_eq=y, bounds=(0, None), method="highs")
+    if result.status != 0:
+        raise RuntimeError(f"basis pursuit was not solved: {result.message}")
+    plus, minus = np.split(result.x, 2)
+    return jnp.asarray(plus - minus, problem.dtype)
