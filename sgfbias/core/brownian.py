@@ -63,7 +63,7 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
     width: Array  # flow time per step
     shape: Any = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
-    substeps: int = eqx.field(static=True, default=1)
+    substeps: Array | None = None  # None: increments are not refined
 
     @property
     def t0(self):
@@ -79,8 +79,8 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
         if t1 is None or use_levy:
             raise ValueError("StepBrownianPath gives increments over one solver step only; Lévy areas are not available")
         step = self.offset + jnp.round(t0).astype(jnp.int32)
-        if self.substeps == 1:
-            unit = self._normal(step)
+        if self.substeps is None:
+            unit, scale = self._normal(step), jnp.sqrt(self.width)
         else:
             zero = jax.tree.map(lambda s: jnp.zeros(s, self.dtype), self.shape, is_leaf=is_shape)
 
@@ -88,7 +88,7 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
                 return jax.tree.map(jnp.add, total, self._normal(step * self.substeps + j))
 
             unit = jax.lax.fori_loop(0, self.substeps, add, zero)
-        scale = jnp.sqrt(self.width / self.substeps)
+            scale = jnp.sqrt(self.width / self.substeps.astype(self.dtype))
         return jax.tree.map(lambda z: z * scale, unit)
 
     def _normal(self, number: Array) -> Any:

@@ -45,7 +45,7 @@ class GradientDescent(AbstractDynamics):
 
     def build(self, coordinates, problem, position, key, offset, solver):
         _refuse_solver(self, solver)
-        return _IterationTerm(coordinates, problem, self.step_size.astype(problem.dtype), None, offset, 0, True)
+        return _IterationTerm(coordinates, problem, self.step_size.astype(problem.dtype), None, offset, 0, "full")
 
 
 class StochasticGradientDescent(AbstractDynamics):
@@ -54,20 +54,21 @@ class StochasticGradientDescent(AbstractDynamics):
     **Arguments:**
 
     - `step_size`: gamma > 0. `batch_size`: b >= 1.
-    - `integral`: what `loss_integral` sums: `"full"`, the loss on all examples before each iteration (one forward pass over the data
-      per iteration), or `"batch"`, the loss on the batch, an unbiased estimate that costs nothing.
+    - `integral`: what `loss_integral` sums before each iteration: `"full"`, the loss on all examples (one forward pass over the data per
+      iteration); `"batch"`, the loss on the batch, an unbiased estimate that costs nothing; `"examples"`, every example's own loss, of
+      which `final["example_integral"]` keeps the n sums and `loss_integral` is the mean.
     """
 
     step_size: Array
     batch_size: int = eqx.field(static=True)
     integral: str = eqx.field(static=True)
 
-    def __init__(self, step_size: Any, batch_size: int = 1, *, integral: Literal["full", "batch"] = "full"):
+    def __init__(self, step_size: Any, batch_size: int = 1, *, integral: Literal["full", "batch", "examples"] = "full"):
         self.step_size = as_number(step_size, "step_size")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size!r}")
-        if integral not in ("full", "batch"):
-            raise ValueError(f"`integral` must be 'full' or 'batch', but is {integral!r}")
+        if integral not in ("full", "batch", "examples"):
+            raise ValueError(f"`integral` must be 'full', 'batch' or 'examples', but is {integral!r}")
         self.batch_size, self.integral = batch_size, integral
 
     @property
@@ -82,7 +83,7 @@ class StochasticGradientDescent(AbstractDynamics):
         _refuse_solver(self, solver)
         stream = jax.random.fold_in(key, SAMPLING_STREAM)
         gamma = self.step_size.astype(problem.dtype)
-        return _IterationTerm(coordinates, problem, gamma, stream, offset, self.batch_size, self.integral == "full")
+        return _IterationTerm(coordinates, problem, gamma, stream, offset, self.batch_size, self.integral)
 
 
 def sample_batch(stream: Array, step: Array, batch_size: int, n: int) -> Array:
@@ -97,7 +98,7 @@ class _IterationTerm(dfx.AbstractTerm):
     stream: Array | None
     offset: Array
     batch_size: int = eqx.field(static=True)  # 0: all examples
-    full: bool = eqx.field(static=True)
+    integral: str = eqx.field(static=True)
 
     def contr(self, t0, t1, **kwargs):
         if self.stream is None:
@@ -113,9 +114,10 @@ class _IterationTerm(dfx.AbstractTerm):
             inputs, targets = inputs[index], targets[index]
         outputs, pull = self.coordinates.linearise(position, inputs)
         step = pull(problem.loss.derivative(outputs, targets) * (-self.gamma / inputs.shape[0]))
-        if self.full and self.stream is not None:
+        if self.integral != "batch" and self.stream is not None:
             outputs, targets = self.coordinates.linearise(position, problem.inputs)[0], problem.targets
-        return step, jnp.mean(problem.loss(outputs, targets)) * self.gamma
+        losses = problem.loss(outputs, targets)
+        return step, (losses if self.integral == "examples" else jnp.mean(losses)) * self.gamma
 
     def vf(self, t, y, args):
         return y

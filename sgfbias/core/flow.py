@@ -135,7 +135,7 @@ class StochasticGradientFlow(AbstractDynamics):
     step_size: Array
     noise: AbstractNoise
     dt: Array
-    substeps: int = eqx.field(static=True)
+    substeps: Array | None
     order: int = eqx.field(static=True)
 
     def __init__(
@@ -146,11 +146,12 @@ class StochasticGradientFlow(AbstractDynamics):
         if not isinstance(self.noise, AbstractNoise):
             raise ValueError(f"`noise` must be a noise model such as MeanLossNoise(), but is {self.noise!r}")
         self.dt = self.step_size if dt is None else as_number(dt, "dt")
-        self.substeps = 1
+        self.substeps = None
         if brownian_dt is not None:
             ratio = float(self.dt) / float(as_number(brownian_dt, "brownian_dt"))
-            self.substeps = round(ratio)
-            if self.substeps < 1 or abs(ratio - self.substeps) > 1e-5 * ratio:
+            # An array: runs at several widths share one compiled program.
+            self.substeps = jnp.asarray(round(ratio), jnp.int32)
+            if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-5 * ratio:
                 raise ValueError(
                     f"`brownian_dt` must divide `dt` a whole number of times, but dt={float(self.dt):g} and brownian_dt={brownian_dt:g}"
                 )

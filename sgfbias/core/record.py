@@ -136,7 +136,9 @@ def cut(recorded: np.ndarray, steps: int, chunk: int, stopping: bool) -> Segment
     starts = np.concatenate([[0], ends[:-1]])
     row = np.maximum(ends - 1, 0) // chunk
     rows = math.ceil(steps / chunk)
+    # Rounded up to a few sizes: runs that differ in length only share one compiled program.
     width = int(np.bincount(row, minlength=rows).max())
+    width = max(8, 4 ** math.ceil(math.log(width, 4)))
     column = np.concatenate([np.arange(np.sum(row == r)) for r in range(rows)])
     shape = (rows, width)
     start, length, check = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)

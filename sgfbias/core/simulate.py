@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import diffrax as dfx
@@ -22,7 +20,7 @@ from sgfbias.core.flow import AbstractDynamics, GradientFlow
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
 from sgfbias.core.record import BUILT_IN, Segments, as_record, choose_observables, cut, flow_times, step_grid, time_grid
-from sgfbias.core.tiles import tile_index
+from sgfbias.core.tiles import may_share, run_tiles, tile_index
 from sgfbias.core.trajectory import Trajectory, classify
 
 MAX_CHUNK = 65_536
@@ -77,7 +75,7 @@ def simulate(
     name = coordinates or getattr(chart, "name", "weights")
     tolerance = _tolerance(problem, stop)
     series, finals = choose_observables(record, network, problem)
-    observe, finish = _Observe(chart, problem, series), _Observe(chart, problem, finals)
+    observe, finish = _Observe(chart, problem, series), _Observe(chart, problem, finals, last=True)
 
     if dynamics.unit is None:
         raw = _adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop)
@@ -148,8 +146,10 @@ def _count_steps(steps: int | None, t1: float | None, dynamics: AbstractDynamics
         steps = max(1, math.ceil(float(t1) / float(dynamics.unit) * (1 - 1e-6)))
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"`steps` must be a whole number >= 1, but is {steps!r}")
-    if steps * getattr(dynamics, "substeps", 1) >= 2**31:
-        raise ValueError(f"`steps` times substeps must stay below 2^31, but is {steps * getattr(dynamics, 'substeps', 1):,}")
+    substeps = getattr(dynamics, "substeps", None)
+    fine = steps * (1 if substeps is None or not is_concrete(substeps) else int(substeps))
+    if fine >= 2**31:
+        raise ValueError(f"`steps` times dt/brownian_dt must stay below 2^31, but is {fine:,}")
     return int(steps)
 
 
@@ -159,13 +159,16 @@ class _Observe(eqx.Module):
     chart: AbstractCoordinates
     problem: Problem
     functions: dict[str, Callable]
+    last: bool = eqx.field(static=True, default=False)  # at the end, not along the way
 
     def __call__(self, state: Any) -> dict[str, Array]:
         position, integral = state
         network = self.chart.decode(position)
         outputs = self.chart.linearise(position, self.problem.inputs)[0]
         loss = jnp.mean(self.problem.loss(outputs, self.problem.targets))
-        values = {"loss": loss, "loss_integral": integral}
+        values = {"loss": loss, "loss_integral": jnp.mean(integral)}
+        if integral.ndim and self.last:
+            values["example_integral"] = integral
         return values | {name: jnp.asarray(f(network)) for name, f in self.functions.items()}
 
 
@@ -182,13 +185,22 @@ class _Engine(eqx.Module):
     solver: dfx.AbstractSolver
     observe: _Observe
     stop: Array  # loss at which a seed is frozen; -1: never
+    adjoint: dfx.AbstractAdjoint
 
     def start(self, network: Any, key: Array | None) -> Any:
         """State before the first step: `((position, integral), solver state, still moving, step at which it stopped)`."""
-        y = (self.chart.encode(network), jnp.zeros((), self.problem.dtype))
+        each = getattr(self.dynamics, "integral", None) == "examples"
+        y = (self.chart.encode(network), jnp.zeros((self.problem.n,) if each else (), self.problem.dtype))
         terms = self.dynamics.build(self.chart, self.problem, y[0], key, jnp.int32(0), self.solver)
         zero = jnp.zeros((), self.problem.dtype)
         return y, self.solver.init(terms, zero, zero + 1, y, None), jnp.asarray(True), jnp.int32(-1)
+
+    def step(self, network: Any, key: Array) -> Any:
+        """One Euler step and the observables, as a chunk computes them, to look at what a chunk calls."""
+        y, *_ = self.start(network, key)
+        terms = self.dynamics.build(self.chart, self.problem, y[0], key, jnp.int32(0), self.solver)
+        zero = jnp.zeros((), self.problem.dtype)
+        return terms.vf_prod(zero, y, None, terms.contr(zero, zero + 1)), self.observe(y)
 
     def piece(self, state: Any, key: Array | None, start: Array, length: Array, check: Array) -> Any:
         """Run `length` steps from absolute step `start`, in step units: solver time is exact in float32."""
@@ -205,6 +217,7 @@ class _Engine(eqx.Module):
             saveat=dfx.SaveAt(t1=True, solver_state=True),
             max_steps=MAX_CHUNK,
             throw=False,
+            adjoint=self.adjoint,
         )
         new = (jax.tree.map(lambda leaf: leaf[-1], solution.ys), solution.solver_state)
         keep = moving & (length > 0)
@@ -282,7 +295,10 @@ def _stepped(
     else:
         raise ValueError("recorded flow times need a concrete dt: under jit or grad give the number of times, or dt outside the trace")
     segments = cut(recorded, steps, chunk, stop is not None)
-    engine = _Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-1.0 if stop is None else stop, problem.dtype))
+    # What nobody differentiates needs no checkpoints: the plain loop compiles faster.
+    plain = is_concrete((dynamics, network, problem, keys))
+    adjoint = dfx.ForwardMode() if plain else dfx.RecursiveCheckpointAdjoint()
+    engine = _Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-1.0 if stop is None else stop, problem.dtype), adjoint)
     tiles = _tiles(keys)
     report.total = len(tiles) * segments.start.shape[0]
     with report:
@@ -326,22 +342,15 @@ def _join(parts: Sequence[Array], keys: Array | None, seeds: int | None) -> Arra
 
 
 def _map_tiles(run: Callable, tiles: list, engine: _Engine, network: Any, segments: Segments) -> list[Any]:
-    """Run every tile; on a CPU one thread per core, since one small tile leaves the other cores idle."""
-    workers = min(len(tiles), os.cpu_count() or 1)
-    if workers == 1 or jax.default_backend() != "cpu" or not is_concrete((engine, network, tiles)):
-        return [run(tile) for tile in tiles]
-    # Compile once, by running pieces of no steps, instead of once per thread.
-    state = _start(engine, network, tiles[0])
-    idle = np.zeros_like(segments.length[0])
-    jax.block_until_ready(_advance(engine, state, tiles[0], segments.start[0], idle, np.zeros_like(segments.check[0])))
-    x64 = jax.config.jax_enable_x64
-
-    def in_thread(tile: Array) -> Any:
-        with jax.enable_x64(x64):  # a context set by the caller does not reach other threads
-            return jax.block_until_ready(run(tile))
-
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(in_thread, tiles))
+    """Run every tile, compiling once before."""
+    threads = len(tiles) > 1 and isinstance(engine.solver, dfx.Euler) and is_concrete((engine, network, tiles))
+    if threads and may_share(engine.step, network, tiles[0][0]):
+        # Compile once, by running pieces of no steps, instead of once per thread.
+        state = _start(engine, network, tiles[0])
+        idle = np.zeros_like(segments.length[0])
+        jax.block_until_ready(_advance(engine, state, tiles[0], segments.start[0], idle, np.zeros_like(segments.check[0])))
+        return run_tiles(run, tiles, threads=True)
+    return run_tiles(run, tiles, threads=False)
 
 
 @eqx.filter_jit

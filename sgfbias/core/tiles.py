@@ -1,13 +1,15 @@
-"""Batches in tiles of one fixed size, so that a result does not depend on its neighbours.
+"""Batches in tiles of one fixed size, so that a result does not depend on its neighbours, and one compiled program serves any number.
 
 Matrix products of different shapes round differently. Everything that is batched over seeds therefore runs in tiles of a fixed number of
-seeds, the last one padded with copies of its last member.
+seeds, the last one padded with copies of its last member. On a CPU one thread per core can take tiles, since a small tile leaves cores idle.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,10 +27,47 @@ def tile_index(count: int) -> np.ndarray:
     return np.minimum(np.arange(tiles * size), count - 1).reshape(tiles, size)
 
 
-def tile_map(function: Callable, tree: Any) -> Any:
-    """`jax.vmap(function)(tree)` over the leading axis, in tiles, one after the other. Traceable."""
+def run_tiles(run: Callable[[Any], Any], tiles: Sequence[Any], *, threads: bool) -> list[Any]:
+    """`run` on every tile, in order; on a CPU in threads, if allowed."""
+    workers = min(len(tiles), os.cpu_count() or 1)
+    if not threads or workers <= 1 or jax.default_backend() != "cpu":
+        return [run(tile) for tile in tiles]
+    x64 = jax.config.jax_enable_x64
+
+    def in_thread(tile: Any) -> Any:
+        with jax.enable_x64(x64):  # a context set by the caller does not reach other threads
+            return jax.block_until_ready(run(tile))
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(in_thread, tiles))
+
+
+# On a CPU these call out of XLA and wait there for its thread pool: two such programs at once lock up (seen on jax 0.10.1, not on 0.12).
+_CALLS_OUT = {
+    "cholesky", "cholesky_update", "lu", "qr", "geqrf", "geqp3", "householder_product", "svd", "eig", "eigh", "schur", "hessenberg",
+    "tridiagonal", "tridiagonal_solve", "triangular_solve", "custom_call", "ffi_call", "pure_callback", "io_callback", "debug_callback",
+}  # fmt: skip
+
+
+def may_share(function: Callable, *args: Any) -> bool:
+    """Whether two threads may run this traceable function at once: it calls nothing outside XLA."""
+    jaxpr = jax.make_jaxpr(function)(*args)
+    return not _calls_out(jaxpr.jaxpr)
+
+
+def _calls_out(jaxpr: Any) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _CALLS_OUT:
+            return True
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns") and _calls_out(inner):
+                return True
+    return False
+
+
+def tile_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """`function`, a jitted map of one tile, over the leading axis of `tree`. Traceable."""
     count = jax.tree.leaves(tree)[0].shape[0]
-    index = tile_index(count)
-    tiles = jax.tree.map(lambda leaf: leaf[index], tree)
-    results = jax.lax.map(jax.vmap(function), tiles)
-    return jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1, *leaf.shape[2:]))[:count], results)
+    results = [function(jax.tree.map(lambda leaf, row=row: leaf[row], tree)) for row in tile_index(count)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *results)

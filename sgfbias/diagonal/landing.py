@@ -16,12 +16,11 @@ from jaxtyping import Array, Float
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
-from sgfbias.core.tiles import tile_map
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.potential import bregman, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import Selection, select
+from sgfbias.diagonal.selection import Selection, select_many
 
 
 class Landing(eqx.Module):
@@ -66,36 +65,42 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     step_size = _check(runs)
     problem = runs.problem
     problem.require_interpolation()
-    tree = (runs.final["beta"], runs.final["log_alpha"], runs.diverged)
     single = runs.status.ndim == 0
-    tree = jax.tree.map(lambda leaf: leaf[None], tree) if single else tree
-    result = _land(problem, jnp.asarray(step_size, problem.dtype), runs.network, tree, correct)
+    beta, log_alpha, diverged = (
+        jnp.atleast_1d(v)[None] if single and v.ndim else jnp.atleast_1d(v) for v in (runs.final["beta"], runs.final["log_alpha"], runs.diverged)
+    )
+    step_size = jnp.asarray(step_size, problem.dtype)
+    offset = jnp.broadcast_to(runs.network.offset.astype(problem.dtype), beta.shape)
+    # A diverged seed solves the start's programme, so that it cannot hold up its tile, and is then marked.
+    bad = diverged[:, None]
+    log_alpha = jnp.where(bad, runs.network.log_alpha.astype(problem.dtype)[None], log_alpha)
+    beta = jnp.where(bad, 0, beta)
+
+    here = select_many(problem, log_alpha, offset=offset)
+    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, step_size, beta, log_alpha, here.beta)
+    known = (margin > 0) & ~diverged
+    shrunk = log_alpha - 2 * step_size * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
+    there = select_many(problem, shrunk, offset=offset)
+    shift = jnp.linalg.norm(there.beta - here.beta, axis=1)
+    chosen, final = (there, shrunk) if correct else (here, log_alpha)
+    chosen = eqx.tree_at(lambda s: s.beta, chosen, jnp.where(bad, jnp.nan, chosen.beta))
+    result = Landing(
+        beta=chosen.beta,
+        log_alpha=jnp.where(bad, jnp.nan, final),
+        error=jnp.where(known, shift if correct else 2 * shift, jnp.inf),
+        remaining=jnp.where(known, remaining, jnp.inf),
+        validation_error=jax.vmap(problem.validation_error)(chosen.beta) if problem.measures_validation else None,
+        selection=chosen,
+    )
     return jax.tree.map(lambda leaf: leaf[0], result) if single else result
 
 
 @eqx.filter_jit
-def _land(problem: SparseRegression, step_size: Array, network: DiagonalNetwork, tree: tuple, correct: bool) -> Landing:
-    def one(seed: tuple[Array, Array, Array]) -> Landing:
-        beta, log_alpha, diverged = seed
-        # A diverged seed solves the start's programme, so that it cannot hold up its tile, and is then marked.
-        log_alpha = jnp.where(diverged, network.log_alpha.astype(log_alpha.dtype), log_alpha)
-        beta = jnp.where(diverged, jnp.zeros_like(beta), beta)
-        here = select(problem, log_alpha, offset=network.offset)
-        xi = xi_from(log_alpha, u_from(here.beta, log_alpha))
-        margin = 1 - step_size * jnp.vdot(problem.h, xi)
-        known = (margin > 0) & ~diverged
-        remaining = bregman(here.beta, beta, log_alpha) / (2 * jnp.where(known, margin, 1))
-        shrunk = log_alpha - 2 * step_size * problem.h * jnp.where(known, remaining, 0)
-        there = select(problem, shrunk, offset=network.offset)
-        shift = jnp.linalg.norm(there.beta - here.beta)
-        chosen, final = (there, shrunk) if correct else (here, log_alpha)
-        final = jnp.where(diverged, jnp.nan, final)
-        chosen = eqx.tree_at(lambda s: s.beta, chosen, jnp.where(diverged, jnp.nan, chosen.beta))
-        error = jnp.where(known, shift if correct else 2 * shift, jnp.inf)
-        validation = problem.validation_error(chosen.beta) if problem.measures_validation else None
-        return Landing(chosen.beta, final, error, jnp.where(known, remaining, jnp.inf), validation, chosen)
-
-    return tile_map(one, tree)
+def _remaining(problem: SparseRegression, step_size: Array, beta: Array, log_alpha: Array, landed: Array) -> tuple[Array, Array]:
+    """Expected loss integral still to come from `beta`, and the distance to the stability edge (not positive: no expectation)."""
+    xi = xi_from(log_alpha, u_from(landed, log_alpha))
+    margin = 1 - step_size * jnp.vdot(problem.h, xi)
+    return bregman(landed, beta, log_alpha) / (2 * jnp.where(margin > 0, margin, 1)), margin
 
 
 def _check(runs: Trajectory) -> Array | float:

@@ -1,0 +1,75 @@
+"""The largest step size for which SGD and its flow converge, found by trying."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sgfbias.core.brownian import seeds
+from sgfbias.core.descent import StochasticGradientDescent
+from sgfbias.core.flow import StochasticGradientFlow
+from sgfbias.core.simulate import simulate
+from sgfbias.diagonal.network import DiagonalNetwork
+from sgfbias.diagonal.problem import SparseRegression
+
+PROBE_ROOT = 0x50524F42  # the probes' seeds are never those of the study
+RATIO = 0.85
+FALL = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What happened at one step size: the share of probe seeds that settled, for SGD and for the flow."""
+
+    step_size: float
+    sgd_settled: float
+    sgf_settled: float
+
+    @property
+    def converged(self) -> bool:
+        """Whether every probe seed of both settled."""
+        return self.sgd_settled == 1 and self.sgf_settled == 1
+
+    def __str__(self) -> str:
+        flow = "not tried" if math.isnan(self.sgf_settled) else f"{self.sgf_settled:.0%}"
+        return f"{self.step_size:.4g}: probes that settle: SGD {self.sgd_settled:.0%}, SGF {flow}"
+
+
+def find_step_size(
+    problem: SparseRegression, network: DiagonalNetwork, *, probes: int = 128, steps: int = 3000, candidates: Any = None
+) -> tuple[float, list[Probe]]:
+    """The largest candidate for which every probe seed of SGD and of the mean-loss flow settles, and all that was tried.
+
+    A seed settles if it does not diverge and its loss falls to a tenth of the start's. Candidates are tried from the largest down and the
+    first success is taken: nothing is assumed about the ones below it.
+
+    **Arguments:** `probes` seeds and `steps` per candidate; `candidates`, by default 16 from `2 / lambda_max(X^T X / n)` down by .85 each.
+
+    **Raises:** `ValueError` if no candidate converges, with what was tried.
+    """
+    if candidates is None:
+        largest = 2 * problem.n / float(np.linalg.norm(np.asarray(problem.X, np.float64), 2)) ** 2
+        candidates = largest * RATIO ** np.arange(16)
+    keys = seeds(0, probes, root=PROBE_ROOT)
+    start = float(problem.risk(network))
+    tried: list[Probe] = []
+
+    def settled(dynamics: Any) -> float:
+        runs = simulate(dynamics, network, problem, keys=keys, steps=steps)
+        return float(jnp.mean(~runs.diverged & (runs.final["loss"] <= FALL * start)))
+
+    for gamma in np.sort(np.asarray(candidates, np.float64))[::-1]:
+        sgd = settled(StochasticGradientDescent(gamma, integral="examples"))
+        # The flow is only worth a probe where SGD settles.
+        tried.append(Probe(float(gamma), sgd, settled(StochasticGradientFlow(gamma)) if sgd == 1 else float("nan")))
+        if tried[-1].converged:
+            return float(gamma), tried
+    report = "\n  ".join(map(str, tried))
+    raise ValueError(
+        f"no step size was found at which SGD and its flow both settle within {steps} steps on {probes} probe seeds; tried\n  {report}\n"
+        "give one (step_size=...), or rescale the data"
+    )
