@@ -1,0 +1,248 @@
+"""The command line: `sgfbias list | run | show`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from sgfbias.studies import STUDIES, study_named
+
+EXIT_CLAIM_FAILED = 1
+EXIT_BAD_INPUT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """List the studies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a run writes and prints."""
+
+    out: Path = Path("results/study")
+    """Folder for the store (`study.zarr`), the picture (`study.png`) and the claims (`claims.json`)."""
+    overwrite: bool = False
+    """Replace an existing store there."""
+    format: Literal["table", "json"] = "table"
+    """Print the claims as a table, or everything as one JSON object."""
+    quiet: bool = False
+    """Print nothing but the claims that fail."""
+    verbose: bool = False
+    """Print the time of each stage, the provenance and tracebacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print a store's claims and contents, and draw its picture again."""
+
+    store: Annotated[Path, tyro.conf.Positional]
+    """A zarr store written by `sgfbias run`."""
+    picture: Path | None = None
+    """Where to draw the picture; by default beside the store."""
+    format: Literal["table", "json"] = "table"
+    """Print a table, or one JSON object."""
+    verbose: bool = False
+    """Also print every variable and tracebacks."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 if a claim that must hold fails, 2 for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = _parse(arguments)
+    try:
+        if isinstance(command, List):
+            return _list()
+        if isinstance(command, Show):
+            return _show(command)
+        name, config, output = command
+        return _run(name, config, output)
+    except ValueError as error:
+        if getattr(command[2] if isinstance(command, tuple) else command, "verbose", False):
+            raise
+        print(f"sgfbias: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _parse(arguments: list[str]) -> Any:
+    """`List`, `Show`, or `(study name, config, output)`. A study's config dataclass is its command line."""
+    app = tyro.extras.SubcommandApp()
+    chosen: list[Any] = []
+
+    @app.command(name="list")
+    def _(command: tyro.conf.OmitArgPrefixes[List] = List()) -> None:
+        """List the studies."""
+        chosen.append(command)
+
+    @app.command(name="show")
+    def _(command: tyro.conf.OmitArgPrefixes[Show]) -> None:
+        """Print a store's claims and contents, and draw its picture again."""
+        chosen.append(command)
+
+    if arguments[:1] == ["run"]:
+        chosen.append(_parse_run(arguments[1:]))
+        return chosen[0]
+
+    @app.command(name="run")
+    def _() -> None:
+        """Run a study: `sgfbias run NAME --help` shows its options."""
+
+    app.cli(args=arguments or ["--help"], prog="sgfbias", description=_about())
+    return chosen[0]
+
+
+def _parse_run(arguments: list[str]) -> Any:
+    app = tyro.extras.SubcommandApp()
+    chosen: list[Any] = []
+
+    def register(name: str, config_type: Any) -> None:
+        def command(config: Any, output: Any) -> None:
+            chosen.append((name, config, output))
+
+        command.__annotations__ = {"config": tyro.conf.OmitArgPrefixes[config_type], "output": tyro.conf.OmitArgPrefixes[Output]}
+        command.__defaults__ = (config_type(), Output(out=Path("results") / name))
+        command.__doc__ = config_type.__doc__
+        app.command(name=name)(command)
+
+    for name in STUDIES:
+        register(name, study_named(name).Config)
+    if not arguments or (arguments[0] not in STUDIES and not arguments[0].startswith("-")):
+        given = f"there is no study {arguments[0]!r}" if arguments else "which study?"
+        print(f"sgfbias: {given}; there are {', '.join(STUDIES)}: sgfbias run {next(iter(STUDIES))}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT)
+    try:
+        app.cli(args=arguments, prog="sgfbias run", description="Run a study and hold it against theory.")
+    except ValueError as error:  # a config that refuses its values
+        print(f"sgfbias: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_INPUT) from error
+    return chosen[0]
+
+
+def _about() -> str:
+    return "Which solution does the training algorithm pick, and does theory predict it?"
+
+
+def _list() -> int:
+    for name in STUDIES:
+        print(f"{name:12s} {study_named(name).Config.__doc__}")
+    return 0
+
+
+def _run(name: str, config: Any, output: Output) -> int:
+    from sgfbias import plotting, store
+    from sgfbias.core.claim import broken
+
+    study = study_named(name)
+    target = output.out / "study.zarr"
+    if target.exists() and not output.overwrite:
+        raise ValueError(f"{target} exists already; choose another --out, or pass --overwrite to replace it")
+    talk = not output.quiet and output.format == "table"
+    started = time.perf_counter()
+
+    def say(text: str) -> None:
+        if talk:
+            print(f"[{time.perf_counter() - started:6.1f} s] {text}" if output.verbose else text, flush=True)
+
+    dataset = study.run(config, say=say)
+    dataset.attrs["seconds"] = f"{time.perf_counter() - started:.1f}"
+    store.save(dataset, target, overwrite=output.overwrite)
+    claims = study.claims(dataset)
+    picture = output.out / "study.png"
+    plotting.save(study.plot(dataset), picture)
+    report = _report(name, dataset, claims, target, picture)
+    (output.out / "claims.json").write_text(json.dumps(report, indent=1) + "\n")
+    failed = broken(claims)
+    if output.format == "json":
+        print(json.dumps(report, indent=1))
+    elif talk:
+        _print_claims(claims)
+        if output.verbose:
+            _print_attributes(dataset)
+        print(f"store {target}, picture {picture}, {dataset.attrs['seconds']} s")
+    _print_failures(failed)
+    return EXIT_CLAIM_FAILED if failed else 0
+
+
+def _show(command: Show) -> int:
+    from sgfbias import plotting, store
+    from sgfbias.core.claim import broken
+
+    dataset = store.load(command.store)
+    name = dataset.attrs.get("study")
+    if name not in STUDIES:
+        raise ValueError(f"the store {command.store} says it is of study {name!r}, which this version does not have")
+    study = study_named(name)
+    claims = study.claims(dataset)
+    picture = command.picture or command.store.parent / "study.png"
+    plotting.save(study.plot(dataset), picture)
+    if command.format == "json":
+        print(json.dumps(_report(name, dataset, claims, command.store, picture), indent=1))
+    else:
+        print(f"study {name}: {json.loads(dataset.attrs['config'])}")
+        _print_claims(claims)
+        _print_attributes(dataset)
+        if command.verbose:
+            for row in store.variables(dataset):
+                print("  {:34s} ({})  {}  {}".format(*row))
+        print(f"picture {picture}")
+    failed = broken(claims)
+    _print_failures(failed)
+    return EXIT_CLAIM_FAILED if failed else 0
+
+
+def _report(name: str, dataset: Any, claims: Any, target: Path, picture: Path) -> dict[str, Any]:
+    provenance = {key: value for key, value in dataset.attrs.items() if key != "config"}
+    return {
+        "study": name,
+        "config": json.loads(dataset.attrs["config"]),
+        "provenance": provenance,
+        "claims": [dataclasses.asdict(claim) for claim in claims],
+        "store": str(target),
+        "picture": str(picture),
+    }
+
+
+def _print_claims(claims: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    table = Table(title="Claims", show_lines=True, title_justify="left")
+    for column, ratio in (("claim", 5), ("predicted", 3), ("measured", 5), ("tolerance", 3)):
+        table.add_column(column, ratio=ratio)
+    table.add_column("verdict", no_wrap=True)
+    colours = {"holds": "green", "fails": "red", "not applicable": "yellow"}
+    for claim in claims:
+        note = f"\n({claim.reason})" if claim.reason else ""
+        need = "" if claim.must_hold else "\ninforms"
+        table.add_row(
+            f"{claim.statement}\n[dim]{claim.source}[/dim]",
+            claim.predicted,
+            claim.measured + note,
+            claim.tolerance,
+            f"[{colours[claim.verdict]}]{claim.verdict}[/]{need}",
+        )
+    console.print(table)
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in colours}
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+
+
+def _print_attributes(dataset: Any) -> None:
+    for key in ("versions", "revision", "device", "host", "precision", "prng", "created", "seconds"):
+        if key in dataset.attrs:
+            print(f"  {key:10s} {dataset.attrs[key]}")
+
+
+def _print_failures(failed: Any) -> None:
+    for claim in failed:
+        print(f"sgfbias: a claim that must hold fails: {claim.statement}: {claim.measured} ({claim.reason})", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

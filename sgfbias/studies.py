@@ -1,0 +1,19 @@
+"""The studies by name; each is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Each module has `Config`, a frozen dataclass, and run(config, say=...), claims(dataset), plot(dataset).
+STUDIES = {"diagonal": "sgfbias.diagonal.study"}
+
+
+def study_named(name: str) -> Any:
+    """The module of a study.
+
+    **Raises:** `ValueError` if there is none of that name.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"there is no study {name!r}; there are {', '.join(STUDIES)}")
+    return importlib.import_module(STUDIES[name])
