@@ -22,6 +22,11 @@ from jaxtyping import Array
 from sgfbias.core.checks import check_positive
 
 
+def _number(value: Any) -> Array:
+    """A hyperparameter as an array: changing it does not recompile."""
+    return jnp.asarray(value, jnp.result_type(float))
+
+
 class Covariance(eqx.Module):
     """Covariance rate of the cotangent, `diag(diagonal) - rank_one rank_one^T`, plus `features * I` on the feature channel.
 
@@ -167,7 +172,7 @@ class MinibatchNoise(AbstractNoise):
     `c_b = (n-b)/(b(n-1))`, 0 at n = 1 (Pesme et al. 2021, section 2.2 and the finite-population correction).
     """
 
-    batch_size: float | Array = 1
+    batch_size: Array = eqx.field(converter=_number, default=1)
     replace: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
@@ -175,7 +180,7 @@ class MinibatchNoise(AbstractNoise):
 
     def factor(self, n: int, dtype: Any) -> Array:
         """`c_b` for n examples."""
-        b = jnp.asarray(self.batch_size, dtype)
+        b = self.batch_size.astype(dtype)
         if self.replace:
             return 1 / b
         return (n - b) / (b * (n - 1)) if n > 1 else jnp.zeros((), dtype)
@@ -201,13 +206,13 @@ class LabelNoise(AbstractNoise):
     The drift keeps the clean loss. On a diagonal network `d log alpha = -2 gamma h (L + delta^2) dt`. Pesme et al. 2021, section 5.3.
     """
 
-    delta: float | Array
+    delta: Array = eqx.field(converter=_number)
 
     def __check_init__(self):
         check_positive(self.delta, "delta", zero_allowed=True)
 
     def _level(self, derivatives: Array) -> Array:
-        return _mean_square(derivatives) + jnp.square(jnp.asarray(self.delta, derivatives.dtype))
+        return _mean_square(derivatives) + jnp.square(self.delta.astype(derivatives.dtype))
 
     def shapes(self, outputs, features):
         return outputs
@@ -226,7 +231,7 @@ class IsotropicNoise(AbstractNoise):
     bias theorem: the negative control (after Sander, Sylvestre, Durmus 2024). Needs a network with one weight per feature.
     """
 
-    sigma: float | Array
+    sigma: Array = eqx.field(converter=_number)
 
     def __check_init__(self):
         check_positive(self.sigma, "sigma", zero_allowed=True)
@@ -240,11 +245,11 @@ class IsotropicNoise(AbstractNoise):
         return (features,)
 
     def root(self, derivatives, step_size, dB):
-        sigma = jnp.asarray(self.sigma, derivatives.dtype)
+        sigma = self.sigma.astype(derivatives.dtype)
         return Kick(features=sigma * safe_sqrt(step_size * _mean_square(derivatives)) * dB)
 
     def covariance(self, derivatives, step_size):
-        sigma = jnp.asarray(self.sigma, derivatives.dtype)
+        sigma = self.sigma.astype(derivatives.dtype)
         return Covariance(features=jnp.square(sigma) * step_size * _mean_square(derivatives))
 
 

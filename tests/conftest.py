@@ -1,0 +1,19 @@
+"""Tests run in float64, with strict dtype promotion, array shapes checked at run time, and warnings as errors."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
+import hypothesis
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+with install_import_hook("sgfbias", "beartype.beartype"):
+    import sgfbias  # noqa: F401
+    import sgfbias.diagonal.study
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.load_profile("default")

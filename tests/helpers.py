@@ -1,0 +1,32 @@
+"""Small problems and independent NumPy versions of the formulas, shared by the tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import sgfbias as sgf
+
+
+def small_problem(seed=0, n=10, d=25, sparsity=3, **kwargs):
+    return sgf.SparseRegression.sample(jax.random.key(seed), n=n, d=d, sparsity=sparsity, dtype=jnp.float64, **kwargs)
+
+
+def network(alpha=0.1, d=25):
+    return sgf.DiagonalNetwork.init(alpha=alpha, d=d, dtype=jnp.float64)
+
+
+def outside_row_space(X, v):
+    """`|(I - P) v|` with P the projector on the row space of X."""
+    _, s, rows = np.linalg.svd(np.asarray(X), full_matrices=False)
+    rows = rows[s > 1e-12 * s[0]]
+    v = np.asarray(v)
+    return np.linalg.norm(v - v @ rows.T @ rows, axis=-1)
+
+
+def slope(widths, errors):
+    """Least-squares slope of log error against log width."""
+    return np.polyfit(np.log(widths), np.log(errors), 1)[0]
+
+
+def rms(v):
+    return float(np.sqrt(np.mean(np.square(np.asarray(v)))))

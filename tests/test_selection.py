@@ -1,0 +1,159 @@
+"""The programme, its certificate, its limits, its derivative, the solution curve."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import network, outside_row_space, small_problem
+from hypothesis import strategies as st
+
+import sgfbias as sgf
+from sgfbias.diagonal.potential import potential, u_from
+from sgfbias.diagonal.selection import select_many
+
+
+@pytest.mark.parametrize("alpha", [1e4, 1e2, 1.0, 1e-1, 1e-3, 1e-10, 1e-30, 1e-100])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_certificate_over_the_range_of_alpha(alpha, noise):
+    problem = small_problem(n=20, d=50, noise=noise)
+    chosen = sgf.select(problem, np.log(alpha))
+    assert bool(chosen.converged)
+    assert float(chosen.feasibility) < 1e-11
+    assert float(chosen.stationarity) < 1e-10
+    assert float(chosen.duality_gap) < 1e-10
+
+
+def test_alpha_below_the_smallest_float():
+    problem = small_problem(noise=0.5)
+    chosen = sgf.select(problem, -2000.0)
+    assert bool(chosen.converged)
+    np.testing.assert_allclose(jnp.abs(chosen.beta).sum(), jnp.abs(sgf.minimum_l1(problem)).sum(), rtol=1e-9)
+
+
+def test_it_is_the_minimum_against_a_direct_primal_descent():
+    """phi at the selected solution is below phi at any feasible neighbour, and equals a projected Newton minimum."""
+    problem, log_alpha = small_problem(), jnp.linspace(-3.0, -1.0, 25)
+    chosen = sgf.select(problem, log_alpha)
+    null = np.linalg.svd(np.asarray(problem.X))[2][10:]
+    beta = np.asarray(sgf.minimum_l2(problem))
+    for _ in range(200):
+        g = null @ np.asarray(u_from(jnp.asarray(beta), log_alpha)) / 4
+        H = null @ np.diag(1 / (4 * np.sqrt(beta**2 + 4 * np.exp(4 * np.asarray(log_alpha))))) @ null.T
+        step = -null.T @ np.linalg.solve(H, g)
+        t = 1.0
+        while potential(jnp.asarray(beta + t * step), log_alpha) > potential(jnp.asarray(beta), log_alpha) + 1e-4 * t * (g @ null @ step):
+            t /= 2
+            if t < 1e-12:
+                break
+        beta = beta + t * step
+    np.testing.assert_allclose(chosen.beta, beta, atol=1e-8)
+
+
+def test_duplicated_rows_and_redundant_systems():
+    problem = small_problem()
+    X, y = np.asarray(problem.X), np.asarray(problem.y)
+    doubled = sgf.SparseRegression(np.vstack([X, X[:3], 2 * X[4:5]]), np.concatenate([y, y[:3], 2 * y[4:5]]))
+    for alpha in (1.0, 1e-2, 1e-20):
+        a, b = sgf.select(problem, np.log(alpha)), sgf.select(doubled, np.log(alpha))
+        assert bool(b.converged)
+        np.testing.assert_allclose(a.beta, b.beta, atol=1e-9)
+
+
+def test_vmap_select_and_tiles_agree():
+    problem, log_alpha = small_problem(), jnp.log(0.05) - jax.random.uniform(jax.random.key(0), (70, 25))
+    batched = jax.vmap(lambda la: sgf.select(problem, la))(log_alpha)
+    tiled = select_many(problem, log_alpha)
+    np.testing.assert_allclose(batched.beta, tiled.beta, atol=1e-11)
+    np.testing.assert_allclose(sgf.select(problem, log_alpha[5]).beta, tiled.beta[5], atol=1e-11)
+    np.testing.assert_array_equal(select_many(problem, log_alpha[5:6]).beta[0], tiled.beta[5])
+
+
+def test_implicit_derivative_first_and_second_order():
+    problem, direction = small_problem(), jnp.linspace(-1.0, 1.0, 25)
+
+    def outcome(t, offset=0.0):
+        return problem.validation_error(sgf.select(problem, jnp.log(0.05) + t * direction, offset=offset * direction).beta)
+
+    h = 1e-5
+    numeric = (outcome(h) - outcome(-h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(outcome)(0.0), numeric, rtol=1e-5)
+    np.testing.assert_allclose(jax.jvp(outcome, (0.0,), (1.0,))[1], numeric, rtol=1e-5)
+    second = (jax.grad(outcome)(h) - jax.grad(outcome)(-h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(jax.grad(outcome))(0.0), second, rtol=1e-5)
+    by_offset = (outcome(0.0, h) - outcome(0.0, -h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(outcome, argnums=1)(0.0, 0.0), by_offset, rtol=1e-5)
+
+
+def test_a_gradient_flow_lands_where_the_programme_says():
+    problem, net = small_problem(), network(0.2)
+    runs = sgf.simulate(sgf.GradientFlow(), net, problem, t1=3000.0)
+    np.testing.assert_allclose(sgf.land(runs).beta, runs.final["beta"], atol=1e-7)
+    early = sgf.simulate(sgf.GradientFlow(), net, problem, t1=0.5)
+    np.testing.assert_allclose(sgf.land(early).beta, runs.final["beta"], atol=1e-7)
+
+
+def test_solution_curve_is_the_programme_at_every_integral():
+    problem, gamma = small_problem(), 0.05
+    curve = sgf.solution_curve(problem, jnp.log(0.05), step_size=gamma, integrals=np.linspace(0, 10, 41))
+    for S in (0.0, 0.37, 4.4, 10.0):
+        expected = sgf.select(problem, jnp.log(0.05) - 2 * gamma * problem.h * S).beta
+        np.testing.assert_allclose(curve(S), expected, atol=1e-6)
+    assert np.isnan(np.asarray(curve(11.0))).all()
+    net = network(0.05)
+    runs = sgf.simulate(sgf.StochasticGradientFlow(gamma), net, problem, keys=sgf.seeds(0, 5), steps=40_000, stop=1e-14)
+    np.testing.assert_allclose(curve(runs.final["loss_integral"]), runs.final["beta"], atol=2e-6)
+
+
+def test_float32_selects_within_its_precision():
+    problem = small_problem()
+    single = sgf.SparseRegression(*(np.asarray(a, np.float32) for a in (problem.X, problem.y)))
+    low = sgf.select(single, np.float32(np.log(0.05)))
+    assert low.beta.dtype == jnp.float32
+    assert bool(low.converged)
+    np.testing.assert_allclose(low.beta, sgf.select(problem, np.log(0.05)).beta, atol=1e-4)
+
+
+@st.composite
+def problems(draw):
+    """Solvable systems: any shape, duplicated rows, columns of very different scale, dense or sparse truths."""
+    n, d = draw(st.sampled_from([(1, 1), (1, 6), (4, 4), (3, 9), (6, 12)]))
+    seed = draw(st.integers(0, 10_000))
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)) * 10.0 ** draw(st.sampled_from([0, 1, 2]) if d > 1 else st.just(0)) ** rng.uniform(-1, 1, size=d)
+    if n > 2 and draw(st.booleans()):
+        X[1] = X[0]
+    beta = rng.normal(size=d) * (rng.uniform(size=d) < draw(st.sampled_from([0.3, 1.0])))
+    return sgf.SparseRegression(X, X @ beta, beta), draw(st.sampled_from([1e2, 1.0, 1e-1, 1e-3, 1e-8]))
+
+
+@hypothesis.given(problems())
+@hypothesis.settings(max_examples=25)
+def test_selection_properties(case):
+    problem, alpha = case
+    chosen = sgf.select(problem, np.log(alpha))
+    assert bool(chosen.converged)
+    assert float(chosen.feasibility) < 1e-10
+    u = np.asarray(u_from(chosen.beta, jnp.full(problem.d, np.log(alpha))))
+    assert outside_row_space(problem.X, u) <= 1e-7 * max(1.0, np.linalg.norm(u))
+    assert float(potential(chosen.beta, jnp.full(problem.d, np.log(alpha)))) <= float(
+        potential(problem.beta_star, jnp.full(problem.d, np.log(alpha)))
+    ) + 1e-9 * max(1.0, alpha**2)
+
+
+@hypothesis.given(problems(), st.sampled_from([sgf.MeanLossNoise(), sgf.PerSampleNoise(), sgf.MinibatchNoise(1), sgf.LabelNoise(0.2)]))
+@hypothesis.settings(max_examples=10)
+def test_flow_invariants_on_any_problem(case, noise):
+    """Log coordinates keep the span and the product law of w_+ w_-; mirror coordinates move the same network."""
+    problem, _ = case
+    gamma = 0.05 / float(jnp.max(jnp.sum(problem.X**2, axis=1)))
+    net = sgf.DiagonalNetwork.init(alpha=0.3, d=problem.d)
+    flow = sgf.StochasticGradientFlow(gamma, noise)
+    log, mirror = (
+        sgf.simulate(flow, net, problem, keys=sgf.seeds(0, 2), steps=60, coordinates=c, record=sgf.Record(times=2)) for c in ("log", "mirror")
+    )
+    np.testing.assert_allclose(log.final["beta"], mirror.final["beta"], rtol=1e-8, atol=1e-11)
+    np.testing.assert_allclose(log.final["log_alpha"], mirror.final["log_alpha"], rtol=1e-9, atol=1e-11)
+    u = np.stack([np.asarray(u_from(b, la)) for b, la in zip(log.final["beta"], log.final["log_alpha"], strict=True)])
+    assert outside_row_space(problem.X, u).max() < 1e-8
+    assert (np.asarray(log.final["log_alpha"]) <= np.log(0.3) + 1e-12).all()

@@ -1,0 +1,301 @@
+"""`simulate`: reproducibility, stopping, recording, statuses, precision, other models, transformations."""
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import network, rms, slope, small_problem
+
+import sgfbias as sgf
+from sgfbias.core.brownian import BROWNIAN_STREAM, StepBrownianPath
+
+FLOW = sgf.StochasticGradientFlow(0.02)
+SGD = sgf.StochasticGradientDescent(0.02)
+
+
+def same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.mark.parametrize("dynamics", [FLOW, SGD], ids=["flow", "sgd"])
+def test_chunks_seed_count_and_neighbours_do_not_change_a_bit(dynamics):
+    problem, net = small_problem(), network()
+    whole = sgf.simulate(dynamics, net, problem, keys=sgf.seeds(0, 130), steps=700)
+    chopped = sgf.simulate(dynamics, net, problem, keys=sgf.seeds(0, 130), steps=700, chunk=97)
+    same((whole.series, whole.final), (chopped.series, chopped.final))
+    alone = sgf.simulate(dynamics, net, problem, keys=sgf.seeds(100, 101), steps=700)
+    same(jax.tree.map(lambda v: v[100:101], (whole.series, whole.final)), (alone.series, alone.final))
+    single = sgf.simulate(dynamics, net, problem, keys=sgf.seeds(100, 101)[0], steps=700)
+    same(jax.tree.map(lambda v: v[100], whole.final), single.final)
+    assert not np.array_equal(whole.final["beta"][0], whole.final["beta"][1])
+
+
+def test_a_flow_and_sgd_with_one_seed_are_independent():
+    key = sgf.seeds(0, 1)[0]
+    assert not np.array_equal(jax.random.key_data(jax.random.fold_in(key, BROWNIAN_STREAM)), jax.random.key_data(key))
+
+
+def test_coarse_increments_are_sums_of_fine_ones():
+    key, width = jax.random.key(3), jnp.asarray(0.4)
+    coarse = StepBrownianPath(key, jnp.int32(5), width, (7,), jnp.float64, jnp.int32(4))
+    fine = StepBrownianPath(key, jnp.int32(20), width / 4, (7,), jnp.float64)
+    total = sum(fine.evaluate(jnp.asarray(float(j)), jnp.asarray(float(j + 1))) for j in range(4))
+    np.testing.assert_allclose(coarse.evaluate(jnp.asarray(0.0), jnp.asarray(1.0)), total, rtol=1e-13)
+
+
+def test_brownian_increments_have_the_right_moments():
+    path = StepBrownianPath(jax.random.key(0), jnp.int32(0), jnp.asarray(0.25), (4,), jnp.float64)
+    draws = np.asarray(jax.vmap(lambda k: path.evaluate(k, k + 1))(jnp.arange(40_000.0)))
+    n = draws.size
+    assert abs(draws.mean()) < 4 * 0.5 / np.sqrt(n)
+    assert abs(draws.var() / 0.25 - 1) < 4 * np.sqrt(2 / n)
+    assert abs(np.corrcoef(draws[:-1].T, draws[1:].T)[:4, 4:]).max() < 5 / np.sqrt(len(draws)), "steps are independent"
+
+
+def test_adding_a_noise_leaves_the_path_of_the_first():
+    problem, net = small_problem(), network()
+    plain = sgf.simulate(FLOW, net, problem, keys=sgf.seeds(0, 2), steps=50)
+    both = sgf.StochasticGradientFlow(0.02, sgf.MeanLossNoise() + sgf.IsotropicNoise(1e-12))
+    np.testing.assert_allclose(sgf.simulate(both, net, problem, keys=sgf.seeds(0, 2), steps=50).final["beta"], plain.final["beta"], rtol=1e-8)
+
+
+def test_stopped_seeds_are_frozen_and_the_rest_goes_on():
+    problem, net, keys = small_problem(), network(), sgf.seeds(0, 6)
+    free = sgf.simulate(FLOW, net, problem, keys=keys, steps=6000)
+    level = float(jnp.median(free.final["loss"]))
+    runs = sgf.simulate(FLOW, net, problem, keys=keys, steps=6000, stop=level)
+    stopped = np.isfinite(np.asarray(runs.stop_time))
+    assert 0 < stopped.sum() < 6 or stopped.all()
+    for i in range(6):
+        times, loss = np.asarray(runs.times), np.asarray(runs["loss"][i])
+        if stopped[i]:
+            after = times >= float(runs.stop_time[i])
+            assert len(set(loss[after])) == 1
+            assert loss[-1] <= level
+            before = times < float(runs.stop_time[i])
+            np.testing.assert_array_equal(loss[before], np.asarray(free["loss"][i])[before])
+        else:
+            np.testing.assert_array_equal(loss, np.asarray(free["loss"][i]))
+    assert runs.statuses().get("converged", 0) == stopped.sum()
+    chopped = sgf.simulate(FLOW, net, problem, keys=keys, steps=6000, stop=level, chunk=500)
+    same(runs.final, chopped.final)
+
+
+def test_recording_a_grid_of_times_and_functions_of_the_network():
+    problem, net = small_problem(), network()
+    record = sgf.Record({"l1": lambda m: jnp.sum(jnp.abs(m.beta)), "beta": None}, np.array([0.0, 0.2, 1.0]))
+    runs = sgf.simulate(FLOW, net, problem, keys=sgf.seeds(0, 3), steps=50, record=record)
+    assert runs["l1"].shape == (3, 3)
+    assert runs["beta"].shape == (3, 3, 25)
+    np.testing.assert_allclose(runs.times, [0, 0.2, 1.0])
+    np.testing.assert_array_equal(runs["l1"], np.abs(runs["beta"]).sum(-1))
+    np.testing.assert_array_equal(runs["beta"][:, -1], runs.final["beta"])
+    assert float(jnp.abs(runs["beta"][:, 0]).max()) == 0
+    with pytest.raises(KeyError, match=r"validation_error.*final"):
+        runs["validation_error"]
+
+
+def test_time_is_flow_time_for_flows_and_algorithms():
+    problem, net = small_problem(), network()
+    for dynamics in (FLOW, SGD):
+        runs = sgf.simulate(dynamics, net, problem, keys=sgf.seeds(0, 2), t1=3.0)
+        assert int(runs.steps[-1]) == 150
+        np.testing.assert_allclose(runs.times[-1], 3.0)
+    wide = sgf.simulate(sgf.StochasticGradientFlow(0.02, dt=0.06), net, problem, keys=sgf.seeds(0, 2), steps=50)
+    np.testing.assert_allclose(wide.times[-1], 3.0)
+
+
+def test_divergence_is_marked_counted_and_leaves_the_rest():
+    problem, net = small_problem(), network()
+    runs = sgf.simulate(sgf.StochasticGradientDescent(0.5), net, problem, keys=sgf.seeds(0, 64), steps=3000)
+    counts = runs.statuses()
+    assert counts.get("non-finite", 0) > 0
+    bad = np.asarray(runs.diverged)
+    assert bad.sum() == counts.get("non-finite", 0) + counts.get("stalled high", 0)
+    assert "non-finite" in runs.reason(int(np.flatnonzero(np.asarray(runs.status) == 3)[0]))
+    assert "non-finite" in repr(runs)
+    if not bad.all():
+        good = int(np.flatnonzero(~bad)[0])
+        alone = sgf.simulate(sgf.StochasticGradientDescent(0.5), net, problem, keys=sgf.seeds(good, good + 1), steps=3000)
+        np.testing.assert_array_equal(runs.final["beta"][good], alone.final["beta"][0])
+
+
+def test_divergence_without_nan_is_stalled_high():
+    """Far beyond the mean-square stability edge the mirror flow's loss stays high and finite."""
+    problem, net = small_problem(), network(0.05)
+    runs = sgf.simulate(sgf.StochasticGradientFlow(0.6, dt=0.02), net, problem, keys=sgf.seeds(0, 32), t1=200.0)
+    stalled = np.asarray(runs.status) == sgf.Status.STALLED
+    assert stalled.sum() > 0
+    assert np.isfinite(np.asarray(runs.final["loss"])[stalled]).all()
+    assert "stalled high" in runs.reason(int(np.flatnonzero(stalled)[0]))
+    small = sgf.simulate(sgf.StochasticGradientFlow(0.01), net, problem, keys=sgf.seeds(0, 32), t1=200.0)
+    assert not bool(small.diverged.any()), "control"
+
+
+def test_float32_sees_the_same_path_and_stays_close():
+    problem, net = small_problem(), network()
+    single = sgf.SparseRegression(*(np.asarray(a, np.float32) for a in (problem.X, problem.y, problem.beta_star)))
+    low = sgf.DiagonalNetwork.init(alpha=0.1, d=25, dtype=jnp.float32)
+    a = sgf.simulate(FLOW, net, problem, keys=sgf.seeds(0, 8), steps=2000)
+    b = sgf.simulate(FLOW, low, single, keys=sgf.seeds(0, 8), steps=2000)
+    assert b["loss"].dtype == jnp.float32
+    # 2,000 steps of rounding 6e-8 in a contracting system: well below the Euler error, about 1e-3.
+    assert rms(a.final["beta"] - b.final["beta"].astype(jnp.float64)) < 1e-5
+
+
+def test_float32_time_does_not_merge_steps():
+    """More steps than float32 time can count in its last digits: every chunk starts at solver time 0."""
+    single = sgf.SparseRegression(np.ones((1, 2), np.float32), np.ones(1, np.float32))
+    low = sgf.DiagonalNetwork.init(alpha=0.1, d=2, dtype=jnp.float32)
+    steps = 150_000
+    runs = sgf.simulate(sgf.GradientDescent(1e-6), low, single, steps=steps)
+    exact = sgf.simulate(sgf.GradientFlow(), low, single, t1=steps * 1e-6)
+    np.testing.assert_allclose(runs.final["loss_integral"], exact.final["loss_integral"], rtol=1e-3)
+
+
+def test_sgd_and_gd_are_the_textbook_iterations():
+    problem, net, gamma = small_problem(), network(), 0.03
+    X, y = np.asarray(problem.X), np.asarray(problem.y)
+    plus = minus = np.full(25, 0.1)
+    integral = 0.0
+    for _ in range(200):
+        r = X @ (plus**2 - minus**2) - y
+        integral += gamma * np.mean(r**2) / 4
+        g = gamma * X.T @ r / 10
+        plus, minus = plus * (1 - g), minus * (1 + g)
+    runs = sgf.simulate(sgf.GradientDescent(gamma), net, problem, steps=200)
+    np.testing.assert_allclose(runs.final["beta"], plus**2 - minus**2, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(runs.final["loss_integral"], integral, rtol=1e-12)
+    # A batch of many with replacement tends to the full batch: here only that its mean step is unbiased, by its spread.
+    ensemble = sgf.simulate(sgf.StochasticGradientDescent(gamma, 5), net, problem, keys=sgf.seeds(0, 512), steps=1).final["beta"]
+    first = sgf.simulate(sgf.GradientDescent(gamma), net, problem, steps=1).final["beta"]
+    error = ensemble.std(0) / np.sqrt(512)
+    assert (np.abs(ensemble.mean(0) - first) < 5 * error + 1e-4).all()
+
+
+def test_three_charts_agree_on_one_path_as_dt_falls():
+    problem, net, gamma, widths = small_problem(), network(), 0.02, (1, 1 / 4, 1 / 16)
+    for noise in (sgf.MeanLossNoise(), sgf.MinibatchNoise(1)):
+        gaps = {"log": [], "weights": []}
+        for width in widths:
+            flow = sgf.StochasticGradientFlow(gamma, noise, dt=gamma * width, brownian_dt=gamma / 16)
+
+            def run(chart, flow=flow, width=width):
+                keys = sgf.seeds(0, 16)
+                return sgf.simulate(flow, net, problem, keys=keys, steps=round(500 / width), coordinates=chart).final["beta"]
+
+            mirror = run("mirror")
+            for chart, gap in gaps.items():
+                gap.append(rms(run(chart) - mirror))
+        assert max(gaps["log"]) < 1e-10, "log and mirror are the same scheme in two charts"
+        assert slope(widths, gaps["weights"]) > 0.4
+
+
+@pytest.mark.parametrize("chart", ["mirror", "log", "weights"])
+def test_second_order_drift_is_the_gradient_of_the_modified_loss(chart):
+    """One noiseless step of the order-2 flow against autodiff of `L + gamma/4 |grad L|^2` in the weights."""
+    problem, gamma, dt = small_problem(), 0.3, 1e-6
+    net = eqx.tree_at(lambda m: m.log_ratio, network(), 0.2 * problem.X[1])
+    flow = sgf.StochasticGradientFlow(gamma, sgf.NoNoise(), dt=dt, order=2)
+    runs = sgf.simulate(flow, net, problem, keys=sgf.seeds(0, 1), steps=1, coordinates=chart)
+    w = jnp.concatenate([jnp.exp(net.log_alpha + net.log_ratio / 2), jnp.exp(net.log_alpha - net.log_ratio / 2)])
+
+    def risk(w):
+        r = problem.X @ (w[:25] ** 2 - w[25:] ** 2) - problem.y
+        return jnp.mean(r**2) / 4
+
+    def modified(w):
+        return risk(w) + gamma / 4 * jnp.sum(jax.grad(risk)(w) ** 2)
+
+    moved = w - dt * jax.grad(modified)(w)
+    rate = (runs.final["beta"][0] - net.beta) / dt
+    expected = ((moved[:25] ** 2 - moved[25:] ** 2) - (w[:25] ** 2 - w[25:] ** 2)) / dt
+    np.testing.assert_allclose(rate, expected, rtol=2e-4, atol=1e-7)
+
+
+def test_any_model_with_the_same_verb():
+    """An MLP with two outputs: the flow's Euler step against a hand-written one with an explicit Jacobian."""
+    key = jax.random.key(0)
+    model = eqx.nn.MLP(3, 2, 8, 1, dtype=jnp.float64, key=key)
+    inputs, labels = jax.random.normal(key, (6, 3)), jax.random.normal(jax.random.key(1), (6, 2))
+    problem = sgf.Problem(inputs, labels, loss=sgf.SquaredLoss(0.5))
+    gamma, keys = 0.1, sgf.seeds(0, 2)
+    for noise in (sgf.MeanLossNoise(), sgf.MinibatchNoise(2)):
+        runs = sgf.simulate(sgf.StochasticGradientFlow(gamma, noise), model, problem, keys=keys, steps=3)
+        params, static = eqx.partition(model, eqx.is_inexact_array)
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+        def outputs(p, static=static, unravel=unravel):
+            return jax.vmap(eqx.combine(unravel(p), static))(inputs)
+
+        path = StepBrownianPath(
+            jax.random.fold_in(keys[1], BROWNIAN_STREAM), jnp.int32(0), jnp.asarray(gamma), noise.shapes((6, 2), None), jnp.float64
+        )
+        w = flat
+        for k in range(3):
+            J = jax.jacobian(outputs)(w).reshape(12, -1)
+            slopes = outputs(w) - labels
+            kick = noise.root(slopes, jnp.asarray(gamma), path.evaluate(jnp.asarray(float(k)), jnp.asarray(k + 1.0))).examples
+            w = w + J.T @ (-slopes / 6 * gamma + kick).ravel()
+        final = jax.flatten_util.ravel_pytree(eqx.filter(jax.tree.map(lambda v: v[1], runs.networks), eqx.is_inexact_array))[0]
+        np.testing.assert_allclose(final, w, rtol=1e-10, atol=1e-12)
+    sgd = sgf.simulate(sgf.StochasticGradientDescent(0.1, 3), model, problem, keys=keys, steps=200)
+    assert float(sgd.final["loss"].max()) < float(problem.risk(model))
+    with pytest.raises(ValueError, match="only the coordinates 'weights'"):
+        sgf.simulate(sgf.StochasticGradientFlow(0.1), model, problem, keys=keys, steps=1, coordinates="mirror")
+
+
+def test_simulate_is_differentiable_and_jittable():
+    problem, keys = small_problem(), sgf.seeds(0, 2)
+
+    def outcome(log_alpha, gamma):
+        net = sgf.DiagonalNetwork.init(log_alpha=log_alpha, d=25)
+        runs = sgf.simulate(sgf.StochasticGradientFlow(gamma), net, problem, keys=keys, steps=40, record=sgf.Record(times=2))
+        return jnp.mean(runs.final["validation_error"])
+
+    at = (jnp.log(0.3), jnp.asarray(0.05))
+    np.testing.assert_allclose(jax.jit(outcome)(*at), outcome(*at), rtol=1e-12)
+    gradient = jax.grad(outcome, argnums=(0, 1))(*at)
+    for k in (0, 1):
+        step = [jnp.zeros(()), jnp.zeros(())]
+        step[k] = jnp.asarray(1e-6)
+        up, down = outcome(at[0] + step[0], at[1] + step[1]), outcome(at[0] - step[0], at[1] - step[1])
+        np.testing.assert_allclose(gradient[k], (up - down) / 2e-6, rtol=1e-5)
+
+
+def test_gradient_flow_with_fixed_steps_tends_to_the_adaptive_one():
+    problem, net = small_problem(), network()
+    exact = sgf.simulate(sgf.GradientFlow(), net, problem, t1=10.0).final["beta"]
+    errors = [rms(sgf.simulate(sgf.GradientFlow(dt=dt), net, problem, t1=10.0).final["beta"] - exact) for dt in (0.1, 0.05, 0.025)]
+    assert 0.8 < slope((0.1, 0.05, 0.025), errors) < 1.3
+    runs = sgf.simulate(sgf.GradientFlow(dt=0.1), net, problem, t1=10.0, solver=dfx.Tsit5())
+    assert rms(runs.final["beta"] - exact) < 1e-5
+    stopped = sgf.simulate(sgf.GradientFlow(), net, problem, t1=1e4, stop=1e-8)
+    assert float(stopped.stop_time) < 1e4
+    assert stopped.statuses() == {"converged": 1}
+    assert float(stopped["loss"][-1]) <= 1e-8
+
+
+def test_trajectory_prints_itself_and_becomes_a_dataset():
+    problem, net = small_problem(), network()
+    runs = sgf.simulate(FLOW, net, problem, keys=sgf.seeds(0, 3), steps=100)
+    text = repr(runs)
+    for words in ("3", "float64", "MB", "moving", "mirror", "100 steps"):
+        assert words in text
+    table = runs.to_xarray()
+    assert table["loss"].dims == ("seed", "time")
+    assert table["final_beta"].dims == ("seed", "feature")
+    assert table["time"].attrs["units"] == "flow time"
+    for name in ("config", "versions", "device", "precision", "prng", "revision"):
+        assert table.attrs[name]
+    single = sgf.simulate(sgf.GradientDescent(0.02), net, problem, steps=100)
+    assert single["loss"].ndim == 1
+    assert single.to_xarray()["loss"].dims == ("time",)
+
+
+def test_progress_is_reported_once_per_chunk():
+    problem, net, seen = small_problem(), network(), []
+    sgf.simulate(FLOW, net, problem, keys=sgf.seeds(0, 70), steps=250, chunk=100, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(k, 6) for k in range(1, 7)], "two tiles of three chunks"
