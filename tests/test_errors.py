@@ -155,7 +155,7 @@ def test_landing_marks_diverged_seeds():
 
 
 def test_no_step_size_says_what_was_tried():
-    with pytest.raises(ValueError, match=r"no step size was found.*50: probes that settle: SGD 0%.*rescale"):
+    with pytest.raises(ValueError, match=r"(?s)no step size was found.*50: probes that settle: SGD 0%.*rescale"):
         find_step_size(PROBLEM, NET, probes=4, steps=50, candidates=[50.0])
 
 

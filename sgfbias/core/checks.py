@@ -16,6 +16,8 @@ def is_concrete(tree: Any) -> bool:
 
 def as_float_array(value: Any, name: str) -> jax.Array:
     """`value` as a floating-point JAX array; integers are promoted, complex and other types refused."""
+    if isinstance(value, list | tuple) and np.asarray(value).dtype.kind not in "fiubc":
+        raise ValueError(f"`{name}` must be an array of numbers, but has entries that are not")
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:

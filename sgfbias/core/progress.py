@@ -44,7 +44,7 @@ class _Bar(Reporter):
         self._bar.stop()
 
 
-def reporter(progress: bool | Callable[[int, int], None]) -> Reporter:
+def reporter(progress: Any) -> Reporter:
     """The reporter for `simulate(progress=...)`.
 
     **Raises:** `ValueError` if `progress` is neither a bool nor callable.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.brownian import check_keys
+from sgfbias.core.brownian import UnitStep, check_keys
 from sgfbias.core.checks import check_positive, is_concrete
 from sgfbias.core.coordinates import AbstractCoordinates, coordinates_for
 from sgfbias.core.flow import AbstractDynamics, GradientFlow
@@ -40,7 +40,7 @@ def simulate(
     solver: dfx.AbstractSolver | None = None,
     record: Any = None,
     stop: float | None = None,
-    progress: bool | Callable[[int, int], None] = False,
+    progress: Any = False,
     chunk: int = MAX_CHUNK,
 ) -> Trajectory:
     """Move `network` on `problem` by `dynamics`, once per key.
@@ -98,7 +98,7 @@ def simulate(
     return Trajectory(
         series=raw["series"],
         final=raw["final"],
-        networks=raw["networks"],
+        networks=eqx.combine(raw["networks"], network),
         times=raw["times"],
         steps=raw["steps"],
         status=status,
@@ -215,6 +215,7 @@ class _Engine(eqx.Module):
             y0=y,
             solver_state=solver_state,
             saveat=dfx.SaveAt(t1=True, solver_state=True),
+            stepsize_controller=UnitStep(),
             max_steps=MAX_CHUNK,
             throw=False,
             adjoint=self.adjoint,
@@ -246,7 +247,8 @@ def _advance(engine: _Engine, state: Any, keys: Array | None, start: Array, leng
 @eqx.filter_jit
 def _finish(finish: _Observe, y: Any, batched: bool) -> Any:
     def one(y: Any) -> Any:
-        return finish(y), finish.chart.decode(y[0]), _all_finite(y)
+        network = eqx.filter(finish.chart.decode(y[0]), eqx.is_array)  # a model's functions are no output of a map
+        return finish(y), network, _all_finite(y)
 
     return jax.vmap(one)(y) if batched else one(y)
 

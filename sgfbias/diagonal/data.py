@@ -19,9 +19,10 @@ def load_problem(path: str | Path) -> SparseRegression:
     if not path.is_file():
         raise ValueError(f"there is no file {path}; expected a .npz file made by numpy.savez(path, X=X, y=y)")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError(f"{path} holds a single array, not named ones; make it by numpy.savez(path, X=X, y=y)")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} holds a single array, not named ones; make it by numpy.savez(path, X=X, y=y)")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise ValueError(f"{path} is not a readable .npz file ({error}); make it by numpy.savez(path, X=X, y=y)") from error

@@ -136,8 +136,8 @@ def certify(
     return Selection(beta, nu, feasibility, stationarity, gap, iterations, feasibility <= tolerance)
 
 
-def row_space(X: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Orthonormal rows spanning the row space of X, zero rows where X is rank-deficient."""
+def row_space(X: Float[Array, "n d"]) -> Float[Array, "k d"]:
+    """Orthonormal rows spanning the row space of X, k = min(n, d); zero rows where X is rank-deficient."""
     _, singular, rows = jnp.linalg.svd(jax.lax.stop_gradient(X), full_matrices=False)
     keep = singular > singular[0] * max(X.shape) * jnp.finfo(X.dtype).eps
     return jnp.where(keep[:, None], rows, 0)
