@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/sgfbias run diagonal --out $(OUT)/diagonal --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: $(STAMP)
 	$(BIN)/ruff check .

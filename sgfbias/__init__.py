@@ -17,10 +17,10 @@ from sgfbias.core.record import Record as Record
 from sgfbias.core.simulate import simulate as simulate
 from sgfbias.core.trajectory import Status as Status
 from sgfbias.core.trajectory import Trajectory as Trajectory
-from sgfbias.diagonal.network import DiagonalNetwork as DiagonalNetwork
-from sgfbias.diagonal.problem import SparseRegression as SparseRegression
 from sgfbias.diagonal.curve import solution_curve as solution_curve
 from sgfbias.diagonal.landing import land as land
+from sgfbias.diagonal.network import DiagonalNetwork as DiagonalNetwork
+from sgfbias.diagonal.problem import SparseRegression as SparseRegression
 from sgfbias.diagonal.selection import minimum_l1 as minimum_l1
 from sgfbias.diagonal.selection import minimum_l2 as minimum_l2
 from sgfbias.diagonal.selection import select as select

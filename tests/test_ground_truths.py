@@ -147,7 +147,7 @@ def test_g6_discrete_law_with_offset():
 
 def test_g7_shrinkage_per_coordinate():
     """`E log(alpha/alpha_T)` per coordinate: SGD = per-sample = second-order exact; mean-loss only in the mean; first-order exact short."""
-    problem, net, gamma, steps, seeds = small_problem(3, n=6, d=12), network(0.1, 12), 0.0025, 12_000, 512
+    problem, net, gamma, steps, seeds = small_problem(3, n=6, d=12), network(0.1, 12), 0.0025, 8_000, 512
     dynamics = {
         "sgd": sgf.StochasticGradientDescent(gamma, integral="batch"),
         "per-sample": sgf.StochasticGradientFlow(gamma, sgf.PerSampleNoise()),
@@ -300,7 +300,7 @@ def test_stratonovich_correction_is_the_closed_form(name):
     np.testing.assert_allclose(correction, gamma * printed, rtol=1e-10)
 
 
-@pytest.mark.parametrize("solver", [dfx.Heun(), dfx.EulerHeun()])
+@pytest.mark.parametrize("solver", [dfx.Heun(), dfx.EulerHeun()], ids=["Heun", "EulerHeun"])
 def test_stratonovich_solver_converges_to_the_ito_flow(solver):
     """With the corrected drift it meets Euler on one path, at order 1/2, as the noise does not commute."""
     problem, net, gamma, widths = small_problem(), network(), 0.1, (1, 1 / 4, 1 / 16)

@@ -149,11 +149,11 @@ def test_selection_properties(alpha, **case):
     ) + 1e-9 * max(1.0, alpha**2)
 
 
-NOISES = [sgf.MeanLossNoise(), sgf.PerSampleNoise(), sgf.MinibatchNoise(1), sgf.LabelNoise(0.2)]
+NOISES = [sgf.MeanLossNoise(), sgf.MinibatchNoise(1)]
 
 
-@hypothesis.given(noise=st.sampled_from(NOISES), **CASES)
-@hypothesis.settings(max_examples=10)
+@hypothesis.given(noise=st.sampled_from(NOISES), **{**CASES, "shape": st.sampled_from([(1, 6), (4, 4), (3, 9)])})
+@hypothesis.settings(max_examples=6)
 def test_flow_invariants_on_any_problem(noise, **case):
     """Log coordinates keep the span and the product law of w_+ w_-; mirror coordinates move the same network."""
     problem = build(**case)
@@ -161,7 +161,8 @@ def test_flow_invariants_on_any_problem(noise, **case):
     net = sgf.DiagonalNetwork.init(alpha=0.3, d=problem.d)
     flow = sgf.StochasticGradientFlow(gamma, noise)
     log, mirror = (
-        sgf.simulate(flow, net, problem, keys=sgf.seeds(0, 2), steps=60, coordinates=c, record=sgf.Record(times=2)) for c in ("log", "mirror")
+        sgf.simulate(flow, net, problem, keys=sgf.seeds(0, 2), steps=60, coordinates=c, record=sgf.Record(times=2))
+        for c in ("log", "mirror")
     )
     np.testing.assert_allclose(log.final["beta"], mirror.final["beta"], rtol=1e-8, atol=1e-11)
     np.testing.assert_allclose(log.final["log_alpha"], mirror.final["log_alpha"], rtol=1e-9, atol=1e-11)

@@ -58,7 +58,9 @@ def test_adding_a_noise_leaves_the_path_of_the_first():
     problem, net = small_problem(), network()
     plain = sgf.simulate(FLOW, net, problem, keys=sgf.seeds(0, 2), steps=50)
     both = sgf.StochasticGradientFlow(0.02, sgf.MeanLossNoise() + sgf.IsotropicNoise(1e-12))
-    np.testing.assert_allclose(sgf.simulate(both, net, problem, keys=sgf.seeds(0, 2), steps=50).final["beta"], plain.final["beta"], rtol=1e-8)
+    np.testing.assert_allclose(
+        sgf.simulate(both, net, problem, keys=sgf.seeds(0, 2), steps=50).final["beta"], plain.final["beta"], rtol=1e-8
+    )
 
 
 def test_stopped_seeds_are_frozen_and_the_rest_goes_on():
@@ -176,14 +178,14 @@ def test_sgd_and_gd_are_the_textbook_iterations():
 
 def test_three_charts_agree_on_one_path_as_dt_falls():
     problem, net, gamma, widths = small_problem(), network(), 0.02, (1, 1 / 4, 1 / 16)
-    for noise in (sgf.MeanLossNoise(), sgf.MinibatchNoise(1)):
+    for noise in (sgf.MinibatchNoise(1),):  # the richest law: all three parts of the covariance move
         gaps = {"log": [], "weights": []}
         for width in widths:
             flow = sgf.StochasticGradientFlow(gamma, noise, dt=gamma * width, brownian_dt=gamma / 16)
 
             def run(chart, flow=flow, width=width):
                 keys = sgf.seeds(0, 16)
-                return sgf.simulate(flow, net, problem, keys=keys, steps=round(500 / width), coordinates=chart).final["beta"]
+                return sgf.simulate(flow, net, problem, keys=keys, steps=round(300 / width), coordinates=chart).final["beta"]
 
             mirror = run("mirror")
             for chart, gap in gaps.items():

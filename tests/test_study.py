@@ -11,6 +11,8 @@ from sgfbias import cli, store
 from sgfbias.core.claim import broken, kolmogorov, median_interval
 from sgfbias.diagonal import study
 
+pytestmark = pytest.mark.xdist_group("study")  # one worker, one run of the study
+
 SMALL = ["--seeds", "64", "--steps", "3000", "--n", "20", "--d", "50", "--sparsity", "3", "--step-size", "0.05", "--weights-seeds", "32",
          "--weights-steps", "200", "--early-steps", "500", "--compare-steps", "500", "--alpha", "0.05"]  # fmt: skip
 
@@ -85,7 +87,7 @@ def test_every_claim_can_fail(run, name):
 
 def test_own_data_without_truth_is_not_applicable_not_failed(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(8, 20))
+    X = rng.normal(size=(20, 50))
     np.savez(tmp_path / "data.npz", X=X, y=X[:, 0] - 0.5 * X[:, 3])
     options = [*SMALL, "--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "out"), "--format", "json"]
     cli.main(["run", "diagonal", *options])

@@ -84,8 +84,10 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
         else:
             zero = jax.tree.map(lambda s: jnp.zeros(s, self.dtype), self.shape, is_leaf=is_shape)
 
+            substeps = self.substeps
+
             def add(j, total):
-                return jax.tree.map(jnp.add, total, self._normal(step * self.substeps + j))
+                return jax.tree.map(jnp.add, total, self._normal(step * substeps + j))
 
             unit = jax.lax.fori_loop(0, self.substeps, add, zero)
             scale = jnp.sqrt(self.width / self.substeps.astype(self.dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,13 +42,13 @@ def judge(
     predicted: str,
     measured: str,
     tolerance: str,
-    holds: bool,
+    holds: Any,
     must_hold: bool = True,
     control: bool = False,
     reason: str = "",
 ) -> Claim:
     """A claim with the verdict of a test; `reason` is kept where it fails."""
-    verdict: Verdict = "holds" if holds else "fails"
+    verdict: Verdict = "holds" if bool(holds) else "fails"
     return Claim(statement, source, predicted, measured, tolerance, verdict, must_hold, control, "" if holds else reason)
 
 
@@ -58,7 +58,7 @@ def not_applicable(statement: str, source: str, reason: str, *, must_hold: bool 
 
 
 def bootstrap(
-    statistic: Callable[..., np.ndarray], *samples: np.ndarray, level: float = 0.99, draws: int = 2000, seed: int = 0
+    statistic: Callable[..., Any], *samples: np.ndarray, level: float = 0.99, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of `statistic(*samples)`; each sample is resampled on its own. `statistic` works along the last axis."""
     generator = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def median_interval(sample: np.ndarray, level: float = 0.99) -> tuple[float, flo
     return float(ordered[max(rank - 1, 0)]), float(ordered[min(n - rank, n - 1)])
 
 
-def kolmogorov(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def kolmogorov(a: np.ndarray, b: np.ndarray) -> Any:
     """Two-sample Kolmogorov distance along the last axis: the largest gap between the two distribution functions, 0 to 1."""
     joint = np.concatenate([a, b], axis=-1)
     order = np.argsort(joint, axis=-1, kind="stable")

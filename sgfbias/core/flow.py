@@ -138,9 +138,7 @@ class StochasticGradientFlow(AbstractDynamics):
     substeps: Array | None
     order: int = eqx.field(static=True)
 
-    def __init__(
-        self, step_size: Any, noise: AbstractNoise | None = None, *, dt: Any = None, brownian_dt: Any = None, order: int = 1
-    ):
+    def __init__(self, step_size: Any, noise: AbstractNoise | None = None, *, dt: Any = None, brownian_dt: Any = None, order: int = 1):
         self.step_size = as_number(step_size, "step_size")
         self.noise = MeanLossNoise() if noise is None else noise
         if not isinstance(self.noise, AbstractNoise):
@@ -183,7 +181,7 @@ class FlowTerm(dfx.AbstractTerm):
     noise: AbstractNoise
     coordinates: AbstractCoordinates
     problem: Problem
-    path: StepBrownianPath | None
+    path: Any  # a StepBrownianPath; None for a flow without noise
     unit: Array
     step_size: Array
     stratonovich: bool = eqx.field(static=True)

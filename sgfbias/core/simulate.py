@@ -72,7 +72,7 @@ def simulate(
     keys = _check_keys(dynamics, keys)
     solver = dynamics.default_solver() if solver is None else solver
     chart = coordinates_for(network, problem, dynamics, coordinates)
-    name = coordinates or getattr(chart, "name", "weights")
+    name = str(coordinates or getattr(chart, "name", "weights"))
     tolerance = _tolerance(problem, stop)
     series, finals = choose_observables(record, network, problem)
     observe, finish = _Observe(chart, problem, series), _Observe(chart, problem, finals, last=True)
@@ -138,7 +138,7 @@ def _tolerance(problem: Problem, stop: float | None) -> float:
     return float(stop)
 
 
-def _count_steps(steps: int | None, t1: float | None, dynamics: AbstractDynamics) -> int:
+def _count_steps(steps: Any, t1: Any, dynamics: Any) -> int:
     if (steps is None) == (t1 is None):
         raise ValueError(f"give either `steps` or `t1`, but got steps={steps}, t1={t1}")
     if steps is None:
@@ -406,9 +406,7 @@ def _adaptive(
     # After an early stop the flow is frozen: later times hold the last state.
     frozen = {name: final[name] if name in final else observe(end)[name] for name in values}
     late = jnp.asarray(marked, problem.dtype) > done
-    values = {
-        name: jnp.where(late.reshape((-1,) + (1,) * (v.ndim - 1)), frozen[name][None], v) for name, v in values.items()
-    }
+    values = {name: jnp.where(late.reshape((-1,) + (1,) * (v.ndim - 1)), frozen[name][None], v) for name, v in values.items()}
     failed = ~dfx.is_okay(solution.result)
     quarter, half, last = (values["loss_integral"][int(np.searchsorted(marked, t))] for t in (t1 / 4, t1 / 2, t1))
     pick = np.searchsorted(marked, grid)

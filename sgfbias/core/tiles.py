@@ -32,7 +32,7 @@ def run_tiles(run: Callable[[Any], Any], tiles: Sequence[Any], *, threads: bool)
     workers = min(len(tiles), os.cpu_count() or 1)
     if not threads or workers <= 1 or jax.default_backend() != "cpu":
         return [run(tile) for tile in tiles]
-    x64 = jax.config.jax_enable_x64
+    x64 = jnp.result_type(float) == jnp.float64
 
     def in_thread(tile: Any) -> Any:
         with jax.enable_x64(x64):  # a context set by the caller does not reach other threads

@@ -28,9 +28,7 @@ STALL_RATIO = 0.9
 STALL_LEVEL = 1e-2
 
 
-def classify(
-    *, finite: Array, loss: Array, first_loss: Array, tolerance: float, early: Array, late: Array, may_stall: bool
-) -> Array:
+def classify(*, finite: Array, loss: Array, first_loss: Array, tolerance: float, early: Array, late: Array, may_stall: bool) -> Array:
     """Status of each seed.
 
     - non-finite: the loss or a parameter is NaN or infinite;
@@ -115,7 +113,12 @@ class Trajectory(eqx.Module):
 
         single = self.status.ndim == 0
         dims = {**_declared(self.network, "dims"), **_declared(self.problem, "dims")}
-        units = {"loss": "loss", "loss_integral": "loss * flow time", **_declared(self.network, "units"), **_declared(self.problem, "units")}
+        units = {
+            "loss": "loss",
+            "loss_integral": "loss * flow time",
+            **_declared(self.network, "units"),
+            **_declared(self.problem, "units"),
+        }
         seed = () if single else ("seed",)
 
         def variable(name: str, lead: tuple[str, ...], value: Array) -> Any:
@@ -130,7 +133,7 @@ class Trajectory(eqx.Module):
         coords: dict[str, Any] = {"time": xr.Variable("time", np.asarray(self.times), {"units": "flow time"})}
         if self.steps is not None:
             coords["step"] = xr.Variable("time", np.asarray(self.steps), {"units": "solver steps"})
-        if not single:
+        if self.keys is not None and not single:
             coords["seed"] = np.arange(self.status.shape[0])
             coords["key"] = xr.Variable(("seed", "key_word"), np.asarray(jax.random.key_data(self.keys)))
         config = {"dynamics": repr(self.dynamics), "coordinates": self.coordinates, "solver": self.solver}

@@ -61,7 +61,10 @@ def _weights(ds: Any) -> list[Claim]:
     alive = np.isfinite(ds["weights_gap"].values).all(axis=0)
     if alive.sum() < 8:
         reason = f"only {alive.sum()} of {alive.size} seeds survive Euler in the weights at this step size"
-        return [not_applicable(statement, source, reason), not_applicable(control, "after Sander, Sylvestre, Durmus 2024", reason, control=True)]
+        return [
+            not_applicable(statement, source, reason),
+            not_applicable(control, "after Sander, Sylvestre, Durmus 2024", reason, control=True),
+        ]
     gaps = ds["weights_gap"].values[:, alive]
     median, worst = np.median(gaps, axis=1), gaps.max(axis=1)
     slope, worst_slope = _slope(median, widths), _slope(worst, widths)
@@ -116,7 +119,10 @@ def _mirror(ds: Any) -> list[Claim]:
     statement = "Theorem 1 in mirror coordinates: the iterate is within the Bregman bound of the programme's solution at alpha_T"
     control = "Control: at the initial alpha instead, it is not"
     if not alive.any():
-        return [not_applicable(statement, source, "every seed diverged"), not_applicable(control, source, "every seed diverged", control=True)]
+        return [
+            not_applicable(statement, source, "every seed diverged"),
+            not_applicable(control, source, "every seed diverged", control=True),
+        ]
     ratio, broken = distance[alive] / bound[alive], start[alive] / start_bound[alive]
     euclidean = ds["sgf_distance_euclidean"].values[alive]
     rows = [
@@ -305,7 +311,7 @@ def _law_row(statement: str, source: str, pairs: list[tuple[np.ndarray, np.ndarr
     )
 
 
-def _median_gap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _median_gap(a: np.ndarray, b: np.ndarray) -> Any:
     """`|median a - median b| / |median a|` along the last axis."""
     one, other = np.median(a, axis=-1), np.median(b, axis=-1)
     return np.abs(one - other) / np.abs(one)

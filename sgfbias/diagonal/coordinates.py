@@ -96,7 +96,9 @@ class DiagonalWeights(_DiagonalChart):
 
         gradient = jax.grad(risk)((plus, minus))
         _, curved = jax.jvp(jax.grad(risk), ((plus, minus),), (gradient,))
-        _, extra = second_order_parts(position_xi=jnp.square(plus) + jnp.square(minus), problem=problem, beta=jnp.square(plus) - jnp.square(minus))
+        _, extra = second_order_parts(
+            position_xi=jnp.square(plus) + jnp.square(minus), problem=problem, beta=jnp.square(plus) - jnp.square(minus)
+        )
         half = -0.5 * step_size
         return {"plus": half * curved[0], "minus": half * curved[1], "slope": 4 * step_size * (extra @ problem.inputs)}
 
@@ -166,7 +168,9 @@ class Mirror(_DiagonalChart):
         shapes = jax.eval_shape(dynamics.noise.covariance, derivatives, step)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, problem.dtype), shapes)
         along_features = jnp.zeros(network.d, problem.dtype)
-        self.template = eqx.tree_at(lambda c: c.rank_one, zeros, None if zeros.rank_one is None else along_features, is_leaf=lambda x: x is None)
+        self.template = eqx.tree_at(
+            lambda c: c.rank_one, zeros, None if zeros.rank_one is None else along_features, is_leaf=lambda x: x is None
+        )
         self.feature_sum = None if zeros.features is None else along_features
         self.shrink_sum = along_features if getattr(dynamics, "order", 1) == 2 else None
 
@@ -226,4 +230,4 @@ def second_order_parts(*, position_xi: Array, problem: Any, beta: Array) -> tupl
     return -2 * jnp.square(slope), -2 * curvature / problem.n
 
 
-CHARTS = {"mirror": Mirror, "log": LogWeights, "weights": DiagonalWeights}
+CHARTS: dict[str, Any] = {"mirror": Mirror, "log": LogWeights, "weights": DiagonalWeights}

@@ -42,7 +42,7 @@ class SolutionCurve(eqx.Module):
             + t**2 * (3 - 2 * t) * self.beta[k + 1]
             + t**2 * (t - 1) * width * self.slope[k + 1]
         )
-        inside = (S >= grid[0]) & (S <= grid[-1])
+        inside = (grid[0] <= S) & (grid[-1] >= S)
         return jnp.where(inside[..., None], value, jnp.nan)
 
 

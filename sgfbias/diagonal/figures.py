@@ -92,5 +92,11 @@ def _sgd(axes: Any, ds: Any) -> None:
         values = np.sort(values[np.isfinite(values)])
         if values.size:
             axes.plot(values, np.arange(1, values.size + 1) / values.size, color=colour, label=label, drawstyle="steps-post")
-    tidy(axes, title="SGD's selected solution against predictions", x="distance to the predicted solution", y="share of seeds", y_scale="linear")
+    tidy(
+        axes,
+        title="SGD's selected solution against predictions",
+        x="distance to the predicted solution",
+        y="share of seeds",
+        y_scale="linear",
+    )
     axes.legend(frameon=False, fontsize=8)

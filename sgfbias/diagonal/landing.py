@@ -67,7 +67,8 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     problem.require_interpolation()
     single = runs.status.ndim == 0
     beta, log_alpha, diverged = (
-        jnp.atleast_1d(v)[None] if single and v.ndim else jnp.atleast_1d(v) for v in (runs.final["beta"], runs.final["log_alpha"], runs.diverged)
+        jnp.atleast_1d(v)[None] if single and v.ndim else jnp.atleast_1d(v)
+        for v in (runs.final["beta"], runs.final["log_alpha"], runs.diverged)
     )
     step_size = jnp.asarray(step_size, problem.dtype)
     offset = jnp.broadcast_to(runs.network.offset.astype(problem.dtype), beta.shape)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from sgfbias.core.checks import as_float_array, check_finite, check_positive, check_shape, is_concrete
 from sgfbias.core.coordinates import AbstractCoordinates
-from sgfbias.diagonal.coordinates import CHARTS, DiagonalWeights
+from sgfbias.diagonal.coordinates import CHARTS
 from sgfbias.diagonal.potential import beta_from, xi_from
 
 
@@ -104,7 +104,7 @@ class DiagonalNetwork(eqx.Module):
                     f"{type(dynamics).__name__} iterates the weights: coordinates must be 'weights', but are {name!r}; "
                     "mirror and log coordinates belong to flows"
                 )
-            return DiagonalWeights(self, problem, None)
+            return CHARTS["weights"](self, problem, dynamics)
         name = "mirror" if name is None else name
         if name not in CHARTS:
             raise ValueError(f"coordinates must be one of {', '.join(map(repr, CHARTS))}, but are {name!r}")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 
 @jax.custom_jvp
-def beta_from(log_alpha: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]:
+def beta_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
     """`beta = 2 alpha^2 sinh(u)`, coordinate-wise.
 
     Written as `sign(u) exp(2 log alpha + |u|) (1 - exp(-2|u|))`: no overflow at small alpha and no cancellation at large alpha.
@@ -23,7 +23,7 @@ def beta_from(log_alpha: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Arr
 
 
 @jax.custom_jvp
-def xi_from(log_alpha: Float[Array, " d"], u: Float[Array, " d"]) -> Float[Array, " d"]:
+def xi_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
     """`xi = w_+^2 + w_-^2 = 2 alpha^2 cosh(u) = sqrt(beta^2 + 4 alpha^4)`, coordinate-wise."""
     size = jnp.abs(u)
     return jnp.exp(2 * log_alpha + size) * (1 + jnp.exp(-2 * size))
@@ -44,7 +44,7 @@ def _(primals, tangents):
     return xi, 2 * xi * dlog_alpha + beta_from(log_alpha, u) * du
 
 
-def u_from(beta: Float[Array, " d"], log_alpha: Float[Array, " d"]) -> Float[Array, " d"]:
+def u_from(beta: Float[Array, "*#batch d"], log_alpha: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
     """`u = arcsinh(beta / 2 alpha^2)`, the inverse of `beta_from` in u, without forming `beta / alpha^2`.
 
     `log(b + sqrt(b^2 + 4 alpha^4)) - log(2 alpha^2)` for b = |beta| where that is large, arcsinh itself elsewhere.
@@ -59,30 +59,28 @@ def u_from(beta: Float[Array, " d"], log_alpha: Float[Array, " d"]) -> Float[Arr
     return jnp.sign(beta) * jnp.where((log_ratio > 5) & (size > 0), large, small)
 
 
-def potential(beta: Float[Array, " d"], log_alpha: Float[Array, " d"]) -> Float[Array, ""]:
+def potential(beta: Float[Array, "*#batch d"], log_alpha: Float[Array, "*#batch d"]) -> Float[Array, ""]:
     """`phi_alpha(beta)`, a scalar. As alpha -> 0 it behaves as `1/2 log(1/alpha) |beta|_1`."""
     u = u_from(beta, log_alpha)
     return jnp.sum(beta * u - xi_from(log_alpha, u)) / 4
 
 
-def potential_gradient(beta: Float[Array, " d"], log_alpha: Float[Array, " d"]) -> Float[Array, " d"]:
+def potential_gradient(beta: Float[Array, "*#batch d"], log_alpha: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
     """`grad phi_alpha(beta) = arcsinh(beta / 2 alpha^2) / 4`, shape (d,)."""
     return u_from(beta, log_alpha) / 4
 
 
-def potential_hessian(beta: Float[Array, " d"], log_alpha: Float[Array, " d"]) -> Float[Array, " d"]:
+def potential_hessian(beta: Float[Array, "*#batch d"], log_alpha: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
     """Diagonal of the Hessian, `1 / (4 sqrt(beta^2 + 4 alpha^4))`, shape (d,)."""
     return 1 / (4 * xi_from(log_alpha, u_from(beta, log_alpha)))
 
 
-def dual_potential(z: Float[Array, " d"], log_alpha: Float[Array, " d"]) -> Float[Array, ""]:
+def dual_potential(z: Float[Array, "*#batch d"], log_alpha: Float[Array, "*#batch d"]) -> Float[Array, ""]:
     """`phi*_alpha(z) = 1/2 sum alpha_i^2 cosh(4 z_i)`, the convex conjugate; its gradient is `beta`."""
     return jnp.sum(xi_from(log_alpha, 4 * z)) / 4
 
 
-def bregman(
-    beta: Float[Array, " d"], other: Float[Array, " d"], log_alpha: Float[Array, " d"]
-) -> Float[Array, ""]:
+def bregman(beta: Float[Array, "*#batch d"], other: Float[Array, "*#batch d"], log_alpha: Float[Array, "*#batch d"]) -> Float[Array, ""]:
     """`D_phi(beta, other) = phi(beta) - phi(other) - <grad phi(other), beta - other> >= 0`.
 
     Summed as `1/4 sum [beta (u - u') - (xi - xi')]`, which cancels less than the definition.

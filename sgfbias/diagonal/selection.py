@@ -51,9 +51,7 @@ class Selection(eqx.Module):
         )
 
 
-def select(
-    problem: SparseRegression, log_alpha: Any, *, offset: Any = 0.0, tolerance: float | None = None
-) -> Selection:
+def select(problem: SparseRegression, log_alpha: Any, *, offset: Any = 0.0, tolerance: float | None = None) -> Selection:
     """`argmin phi_alpha(beta)` over the solutions of `X beta = y`.
 
     Differentiable in X, y, log_alpha and offset by the implicit function theorem, any number of times, one n x n solve each; unbatched, use
@@ -72,9 +70,7 @@ def select(
     return _select(problem.X, problem.y, log_alpha, offset, tolerance)
 
 
-def select_many(
-    problem: SparseRegression, log_alpha: Array, *, offset: Array | None = None, targets: Array | None = None
-) -> Selection:
+def select_many(problem: SparseRegression, log_alpha: Array, *, offset: Array | None = None, targets: Array | None = None) -> Selection:
     """`select` for many seeds at once, in tiles: fields gain a leading axis, and a seed's result does not depend on the others.
 
     **Arguments:** `log_alpha` (seeds, d); `offset` (seeds, d), default 0; `targets` (seeds, n), default the problem's for every seed. With
@@ -115,9 +111,7 @@ def solver_tolerance(tolerance: float | None, dtype: Any) -> float:
     return float(tolerance)
 
 
-def certify(
-    X: Array, y: Array, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: float
-) -> Selection:
+def certify(X: Array, y: Array, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: float) -> Selection:
     """The solution of multipliers `nu`, with its certificate computed from beta, not from nu."""
     u = 4 * (nu @ X) + offset
     beta = beta_from(log_alpha, u)

@@ -115,7 +115,9 @@ def _run(config: DiagonalConfig, say: Say) -> Any:
         say(f"problem: drawn, n = {problem.n}, d = {problem.d}, {config.sparsity} non-zeros, problem seed {config.problem_seed}")
     else:
         problem = load_problem(config.data)
-        say(f"problem: {config.data}, n = {problem.n}, d = {problem.d}, beta_star {'given' if problem.beta_star is not None else 'not given'}")
+        say(
+            f"problem: {config.data}, n = {problem.n}, d = {problem.d}, beta_star {'given' if problem.beta_star is not None else 'not given'}"
+        )
     problem.require_interpolation()
     network = DiagonalNetwork.init(alpha=config.alpha, d=problem.d, dtype=jnp.float64)
     out = _Columns(problem)
@@ -150,7 +152,7 @@ def _run(config: DiagonalConfig, say: Say) -> Any:
     _flow_law(problem, network, sgf, out)
 
     early = simulate(flow, network, problem, keys=keys, steps=min(config.early_steps, config.steps))
-    say(f"landing early, after {int(early.steps[-1]):,} steps, and at the end")
+    say(f"landing early, after {min(config.early_steps, config.steps):,} steps, and at the end")
     _landing(problem, early, sgf, out)
 
     compared = min(config.compare_steps, config.steps)
@@ -170,7 +172,7 @@ def _counts(runs: Trajectory) -> str:
     return ", ".join(f"{count} {word}" for word, count in runs.statuses().items())
 
 
-def _sane(runs: Trajectory, network: DiagonalNetwork) -> tuple[Array, Array, Array, Array]:
+def _sane(runs: Trajectory, network: DiagonalNetwork) -> tuple[Array, ...]:
     """`(diverged, beta, log_alpha, offset)` with harmless values in place of a diverged seed's."""
     bad = runs.diverged
     fill = {"beta": jnp.ones(network.d), "log_alpha": network.log_alpha, "offset": network.offset}
@@ -265,7 +267,7 @@ LAW_STEPS = (1.0, 0.25)
 
 def _laws(problem: SparseRegression, network: DiagonalNetwork, gamma: float, keys: Array, steps: int, out: _Columns) -> None:
     """Final log alpha and validation error of SGD and two flows after one flow time, at two step sizes; NaN for a diverged seed."""
-    dynamics = {
+    dynamics: dict[str, Callable[[float], Any]] = {
         "sgd": lambda g: StochasticGradientDescent(g, integral="examples"),
         "mean_loss": StochasticGradientFlow,
         "per_sample": lambda g: StochasticGradientFlow(g, PerSampleNoise()),
@@ -287,7 +289,7 @@ def _weights(config: DiagonalConfig, problem: SparseRegression, network: Diagona
     keys = seeds(config.first_seed, config.first_seed + config.weights_seeds)
     steps = min(config.weights_steps, config.steps)
 
-    for name, noise in (("weights", MeanLossNoise()), ("isotropic", MeanLossNoise() + IsotropicNoise(config.isotropic))):
+    for name, noise in (("weights", MeanLossNoise()), ("isotropic", MeanLossNoise() + IsotropicNoise(jnp.asarray(config.isotropic)))):
         gaps = []
         for width in WIDTHS:
             flow = StochasticGradientFlow(gamma, noise, dt=gamma * width, brownian_dt=gamma * WIDTHS[-1])
@@ -307,7 +309,8 @@ class _Columns:
     """Collects the variables of the dataset, each with dimensions and units."""
 
     def __init__(self, problem: SparseRegression):
-        self.problem, self.data = problem, {}
+        self.problem = problem
+        self.data: dict[str, Any] = {}
         self.add("X", ("example", "feature"), problem.X, "input")
         self.add("y", ("example",), problem.y, "target")
         if problem.beta_star is not None:
