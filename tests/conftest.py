@@ -16,3 +16,8 @@ with install_import_hook("sgfbias", "beartype.beartype"):
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items):
+    """The study's tests share one long run in one worker: start it first, so that the others fill the second worker meanwhile."""
+    items.sort(key=lambda item: "test_study" not in item.nodeid)

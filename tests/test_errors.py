@@ -146,7 +146,7 @@ def test_landing_is_refused_for_algorithms_weights_and_other_models():
 
 
 def test_landing_marks_diverged_seeds():
-    runs = sgf.simulate(sgf.StochasticGradientFlow(0.6, dt=0.02), network(0.05), PROBLEM, keys=sgf.seeds(0, 32), t1=200.0)
+    runs = sgf.simulate(sgf.StochasticGradientFlow(0.6, dt=0.02), network(0.05), PROBLEM, keys=sgf.seeds(0, 32), t1=100.0)
     landed, bad = sgf.land(runs), np.asarray(runs.diverged)
     assert bad.any()
     assert np.isnan(np.asarray(landed.beta)[bad]).all()

@@ -13,18 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.adaptive import run_adaptive
 from sgfbias.core.brownian import UnitStep, check_keys
 from sgfbias.core.checks import check_positive, is_concrete
 from sgfbias.core.coordinates import AbstractCoordinates, coordinates_for
-from sgfbias.core.flow import AbstractDynamics, GradientFlow
+from sgfbias.core.flow import AbstractDynamics
+from sgfbias.core.observe import Observe, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
-from sgfbias.core.record import BUILT_IN, Segments, as_record, choose_observables, cut, flow_times, step_grid, time_grid
+from sgfbias.core.record import Segments, as_record, choose_observables, cut, flow_times, step_grid
 from sgfbias.core.tiles import may_share, run_tiles, tile_index
 from sgfbias.core.trajectory import Trajectory, classify
 
 MAX_CHUNK = 65_536
-ADAPTIVE_STEPS = 1_000_000
 DEFAULT_TOLERANCE = 1e-14
 
 
@@ -75,10 +76,10 @@ def simulate(
     name = str(coordinates or getattr(chart, "name", "weights"))
     tolerance = _tolerance(problem, stop)
     series, finals = choose_observables(record, network, problem)
-    observe, finish = _Observe(chart, problem, series), _Observe(chart, problem, finals, last=True)
+    observe, finish = Observe(chart, problem, series), Observe(chart, problem, finals, last=True)
 
     if dynamics.unit is None:
-        raw = _adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop)
+        raw = run_adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop)
     else:
         count = _count_steps(steps, t1, dynamics)
         raw = _stepped(
@@ -153,29 +154,6 @@ def _count_steps(steps: Any, t1: Any, dynamics: Any) -> int:
     return int(steps)
 
 
-class _Observe(eqx.Module):
-    """The observables of a state `(position, integral)`, with the built-in ones."""
-
-    chart: AbstractCoordinates
-    problem: Problem
-    functions: dict[str, Callable]
-    last: bool = eqx.field(static=True, default=False)  # at the end, not along the way
-
-    def __call__(self, state: Any) -> dict[str, Array]:
-        position, integral = state
-        network = self.chart.decode(position)
-        outputs = self.chart.linearise(position, self.problem.inputs)[0]
-        loss = jnp.mean(self.problem.loss(outputs, self.problem.targets))
-        values = {"loss": loss, "loss_integral": jnp.mean(integral)}
-        if integral.ndim and self.last:
-            values["example_integral"] = integral
-        return values | {name: jnp.asarray(f(network)) for name, f in self.functions.items()}
-
-
-def _all_finite(tree: Any) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
 class _Engine(eqx.Module):
     """Everything one compiled chunk needs besides the seeds' states."""
 
@@ -183,7 +161,7 @@ class _Engine(eqx.Module):
     chart: AbstractCoordinates
     problem: Problem
     solver: dfx.AbstractSolver
-    observe: _Observe
+    observe: Observe
     stop: Array  # loss at which a seed is frozen; -1: never
     adjoint: dfx.AbstractAdjoint
 
@@ -244,16 +222,7 @@ def _advance(engine: _Engine, state: Any, keys: Array | None, start: Array, leng
     return one(state, None) if keys is None else jax.vmap(one)(state, keys)
 
 
-@eqx.filter_jit
-def _finish(finish: _Observe, y: Any, batched: bool) -> Any:
-    def one(y: Any) -> Any:
-        network = eqx.filter(finish.chart.decode(y[0]), eqx.is_array)  # a model's functions are no output of a map
-        return finish(y), network, _all_finite(y)
-
-    return jax.vmap(one)(y) if batched else one(y)
-
-
-def _run_tile(engine: _Engine, network: Any, finish: _Observe, keys: Any, segments: Segments, report: Reporter) -> Any:
+def _run_tile(engine: _Engine, network: Any, finish: Observe, keys: Any, segments: Segments, report: Reporter) -> Any:
     """One tile of seeds through all chunks; stops early when every seed has. Values are (pieces, ...) after the seed axis."""
     batched = keys is not None
     state = _start(engine, network, keys)
@@ -272,7 +241,7 @@ def _run_tile(engine: _Engine, network: Any, finish: _Observe, keys: Any, segmen
     width = segments.start.shape[1]
     index = segments.where[:, 0] * width + segments.where[:, 1]
     values = jax.tree.map(lambda *v: jnp.take(jnp.concatenate(v, axis=axis), index, axis=axis), *outputs)
-    return values, *_finish(finish, state[0], batched), state[3]
+    return values, *finish_runs(finish, state[0], batched), state[3]
 
 
 def _stepped(
@@ -281,8 +250,8 @@ def _stepped(
     network: Any,
     problem: Problem,
     solver: Any,
-    observe: _Observe,
-    finish: _Observe,
+    observe: Observe,
+    finish: Observe,
     times: Any,
     steps: int,
     keys: Array | None,
@@ -353,71 +322,3 @@ def _map_tiles(run: Callable, tiles: list, engine: _Engine, network: Any, segmen
         jax.block_until_ready(_advance(engine, state, tiles[0], segments.start[0], idle, np.zeros_like(segments.check[0])))
         return run_tiles(run, tiles, threads=True)
     return run_tiles(run, tiles, threads=False)
-
-
-@eqx.filter_jit
-def _solve_adaptive(
-    flow: GradientFlow, chart: Any, network: Any, problem: Problem, solver: Any, observe: _Observe, times: Array, stop: Array | None
-) -> Any:
-    y0 = (chart.encode(network), jnp.zeros((), problem.dtype))
-    rtol, atol = flow.tolerances(problem.dtype)
-    event = None if stop is None else dfx.Event(lambda t, y, args, **kwargs: observe(y)["loss"] <= stop)
-    return dfx.diffeqsolve(
-        flow.build(chart, problem, y0[0], None, jnp.int32(0), solver),
-        solver,
-        t0=jnp.zeros((), problem.dtype),
-        t1=times[-1],
-        dt0=None,
-        y0=y0,
-        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=lambda t, y, args: observe(y)), dfx.SubSaveAt(t1=True)]),
-        stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol),
-        max_steps=ADAPTIVE_STEPS,
-        event=event,
-        throw=False,
-    )
-
-
-def _adaptive(
-    flow: Any,
-    chart: Any,
-    network: Any,
-    problem: Problem,
-    solver: Any,
-    observe: _Observe,
-    finish: _Observe,
-    times: Any,
-    steps: Any,
-    t1: Any,
-    stop: float | None,
-) -> dict[str, Any]:
-    """The gradient flow by an adaptive ODE solver, one run, in flow time."""
-    if not isinstance(solver, dfx.AbstractAdaptiveSolver):
-        raise ValueError(f"{type(solver).__name__} gives no error estimate: for fixed steps write GradientFlow(dt=...), steps=...")
-    if t1 is None or steps is not None:
-        raise ValueError("an adaptive gradient flow takes `t1`, not `steps`; for fixed steps write GradientFlow(dt=...), steps=...")
-    check_positive(t1, "t1")
-    grid = time_grid(times, float(t1))
-    marked = np.unique(np.concatenate([grid, [t1 / 4, t1 / 2, t1]]))
-    stop_at = None if stop is None else jnp.asarray(stop, problem.dtype)
-    solution = _solve_adaptive(flow, chart, network, problem, solver, observe, jnp.asarray(marked, problem.dtype), stop_at)
-    values, (end,) = solution.ys[0], (jax.tree.map(lambda leaf: leaf[-1], solution.ys[1]),)
-    final, networks, finite = _finish(finish, end, False)
-    done = solution.ts[1][-1]
-    # After an early stop the flow is frozen: later times hold the last state.
-    frozen = {name: final[name] if name in final else observe(end)[name] for name in values}
-    late = jnp.asarray(marked, problem.dtype) > done
-    values = {name: jnp.where(late.reshape((-1,) + (1,) * (v.ndim - 1)), frozen[name][None], v) for name, v in values.items()}
-    failed = ~dfx.is_okay(solution.result)
-    quarter, half, last = (values["loss_integral"][int(np.searchsorted(marked, t))] for t in (t1 / 4, t1 / 2, t1))
-    pick = np.searchsorted(marked, grid)
-    assert set(BUILT_IN) <= set(values)
-    return {
-        "series": {name: v[pick] for name, v in values.items()},
-        "final": final,
-        "networks": networks,
-        "finite": finite & ~failed,
-        "times": jnp.asarray(grid, problem.dtype),
-        "steps": None,
-        "stop_time": jnp.where(dfx.is_event(solution.result), done, jnp.inf),
-        "averages": ((half - quarter) / (t1 / 4), (last - half) / (t1 / 2)),
-    }

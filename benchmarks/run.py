@@ -1,0 +1,165 @@
+"""Measure what the project promises about time and memory; results go to benchmarks/results/ with hardware and versions.
+
+python benchmarks/run.py            # every measurement, each in a process of its own
+python benchmarks/run.py NAME ...   # some: main_job, landed, against_scan, import_time
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def peak_gb() -> float:
+    """Largest resident set of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def main_job() -> dict:
+    """256 seeds, n = 40, d = 100, exactly 1e5 steps of GD, SGD and SGF in float64, certificates and a picture, compilation included."""
+    import dataclasses
+    import tempfile
+
+    import jax
+
+    from sgfbias import plotting
+    from sgfbias.diagonal import study
+
+    # The study without what is not the main job: the law comparison and the weights check keep one token step.
+    config = dataclasses.replace(study.DiagonalConfig(), step_size=0.12, compare_steps=1, weights_steps=1, weights_seeds=1)
+    stages: list[tuple[str, float]] = []
+    start = time.perf_counter()
+    dataset = study.run(config, say=lambda line: stages.append((line, time.perf_counter() - start)))
+    with tempfile.TemporaryDirectory() as folder:
+        plotting.save(study.plot(dataset), Path(folder) / "picture.png")
+    del jax
+    return {"seconds": time.perf_counter() - start, "peak_gb": peak_gb(), "stages": stages, "target": {"seconds": 90, "peak_gb": 2}}
+
+
+def landed() -> dict:
+    """Landed and corrected answer of 256 seeds at alpha = .001 after 1,000 steps: cold with compilation, and warm."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import sgfbias as sgf
+
+    problem = sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5)
+    network = sgf.DiagonalNetwork.init(alpha=0.001, d=100)
+
+    def answer() -> float:
+        start = time.perf_counter()
+        runs = sgf.simulate(sgf.StochasticGradientFlow(0.1), network, problem, keys=sgf.seeds(0, 256), steps=1000)
+        jax.block_until_ready(sgf.land(runs).beta)
+        return time.perf_counter() - start
+
+    cold = answer()
+    return {"cold_seconds": cold, "warm_seconds": statistics.median(answer() for _ in range(5)), "target": {"cold_seconds": 5}}
+
+
+def against_scan() -> dict:
+    """`simulate` over a hand-written, vmapped `lax.scan` of the same mirror step: one tile of 64 seeds, warm, interleaved, medians."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import jax.numpy as jnp
+
+    import sgfbias as sgf
+    from sgfbias.core.brownian import BROWNIAN_STREAM
+    from sgfbias.diagonal.potential import beta_from
+
+    gamma, steps, seeds = 0.05, 10_000, 64
+    problem = sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5)
+    network = sgf.DiagonalNetwork.init(alpha=0.01, d=100)
+    X, y, n, start = problem.X, problem.y, problem.n, network.log_alpha
+    squares = jnp.sum(X**2, axis=0)
+    keys = sgf.seeds(0, seeds)
+
+    @jax.jit
+    def scan(keys):
+        def one(key):
+            key = jax.random.fold_in(key, BROWNIAN_STREAM)
+
+            def step(state, k):
+                c, law, integral = state
+                slopes = (X @ beta_from(start - 2 * law * squares, 4 * (c @ X)) - y) / 2
+                rate = gamma / n * jnp.mean(slopes**2)
+                dB = jax.random.normal(jax.random.fold_in(key, k), (n,), jnp.float32).astype(X.dtype) * jnp.sqrt(gamma)
+                new = (c - slopes * (gamma / n) + jnp.sqrt(rate) * dB, law + rate * gamma, integral + jnp.mean(slopes**2) * gamma)
+                return new, None
+
+            zero = jnp.zeros(())
+            (c, law, _), _ = jax.lax.scan(step, (jnp.zeros(n), zero, zero), jnp.arange(steps))
+            return beta_from(start - 2 * law * squares, 4 * (c @ X))
+
+        return jax.vmap(one)(keys)
+
+    def ours():
+        return sgf.simulate(sgf.StochasticGradientFlow(gamma), network, problem, keys=keys, steps=steps).final["beta"]
+
+    difference = float(jnp.max(jnp.abs(ours() - scan(keys))))
+    times: dict[str, list[float]] = {"simulate": [], "scan": []}
+    for _ in range(7):
+        for name, run in (("simulate", ours), ("scan", lambda: scan(keys))):
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - begin)
+    ratios = [a / b for a, b in zip(times["simulate"], times["scan"], strict=True)]
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {"ratio": statistics.median(ratios), "seconds": medians, "largest_difference": difference, "target": {"ratio": 1.1}}
+
+
+def import_time() -> dict:
+    """Seconds that `import sgfbias` adds to importing jax, diffrax and equinox, median of paired fresh processes."""
+    code = "import time; import jax, diffrax, equinox, jax.numpy; t = time.perf_counter(); import sgfbias; print(time.perf_counter() - t)"
+    runs = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(5)]
+    return {"added_seconds": statistics.median(runs), "target": {"added_seconds": 0.3}}
+
+
+MEASUREMENTS = {f.__name__: f for f in (main_job, landed, against_scan, import_time)}
+
+
+def main() -> None:
+    """Run measurements, each in a fresh process, and store them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--here", action="store_true", help="in this process, printed as JSON")
+    options = parser.parse_args()
+    for name in options.names or MEASUREMENTS:
+        if name not in MEASUREMENTS:
+            parser.error(f"there is no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
+        if options.here:
+            print(json.dumps(MEASUREMENTS[name]()))
+            continue
+        line = subprocess.run(
+            [sys.executable, __file__, name, "--here"], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.splitlines()[-1]
+        RESULTS.mkdir(exist_ok=True)
+        result = {"name": name, "what": MEASUREMENTS[name].__doc__, **json.loads(line), **hardware()}
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps({key: result[key] for key in result if key not in ("stages", "versions")}))
+
+
+def hardware() -> dict:
+    """What the numbers were measured on."""
+    import importlib.metadata
+
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
+    versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "diffrax", "equinox", "numpy")}
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The gradient flow by an adaptive ODE solver: one run, in flow time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sgfbias.core.checks import check_positive
+from sgfbias.core.flow import GradientFlow
+from sgfbias.core.observe import Observe, finish_runs
+from sgfbias.core.problem import Problem
+from sgfbias.core.record import time_grid
+
+ADAPTIVE_STEPS = 1_000_000
+
+
+@eqx.filter_jit
+def _solve(
+    flow: GradientFlow, chart: Any, network: Any, problem: Problem, solver: Any, observe: Observe, times: Array, stop: Array | None
+) -> Any:
+    y0 = (chart.encode(network), jnp.zeros((), problem.dtype))
+    rtol, atol = flow.tolerances(problem.dtype)
+    event = None if stop is None else dfx.Event(lambda t, y, args, **kwargs: observe(y)["loss"] <= stop)
+    return dfx.diffeqsolve(
+        flow.build(chart, problem, y0[0], None, jnp.int32(0), solver),
+        solver,
+        t0=jnp.zeros((), problem.dtype),
+        t1=times[-1],
+        dt0=None,
+        y0=y0,
+        saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=lambda t, y, args: observe(y)), dfx.SubSaveAt(t1=True)]),
+        stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol),
+        max_steps=ADAPTIVE_STEPS,
+        event=event,
+        throw=False,
+    )
+
+
+def run_adaptive(
+    flow: Any,
+    chart: Any,
+    network: Any,
+    problem: Problem,
+    solver: Any,
+    observe: Observe,
+    finish: Observe,
+    times: Any,
+    steps: Any,
+    t1: Any,
+    stop: float | None,
+) -> dict[str, Any]:
+    """The gradient flow by an adaptive ODE solver, one run, in flow time."""
+    if not isinstance(solver, dfx.AbstractAdaptiveSolver):
+        raise ValueError(f"{type(solver).__name__} gives no error estimate: for fixed steps write GradientFlow(dt=...), steps=...")
+    if t1 is None or steps is not None:
+        raise ValueError("an adaptive gradient flow takes `t1`, not `steps`; for fixed steps write GradientFlow(dt=...), steps=...")
+    check_positive(t1, "t1")
+    grid = time_grid(times, float(t1))
+    marked = np.unique(np.concatenate([grid, [t1 / 4, t1 / 2, t1]]))
+    stop_at = None if stop is None else jnp.asarray(stop, problem.dtype)
+    solution = _solve(flow, chart, network, problem, solver, observe, jnp.asarray(marked, problem.dtype), stop_at)
+    values, (end,) = solution.ys[0], (jax.tree.map(lambda leaf: leaf[-1], solution.ys[1]),)
+    final, networks, finite = finish_runs(finish, end, False)
+    done = solution.ts[1][-1]
+    # After an early stop the flow is frozen: later times hold the last state.
+    frozen = {name: final[name] if name in final else observe(end)[name] for name in values}
+    late = jnp.asarray(marked, problem.dtype) > done
+    values = {name: jnp.where(late.reshape((-1,) + (1,) * (v.ndim - 1)), frozen[name][None], v) for name, v in values.items()}
+    failed = ~dfx.is_okay(solution.result)
+    quarter, half, last = (values["loss_integral"][int(np.searchsorted(marked, t))] for t in (t1 / 4, t1 / 2, t1))
+    pick = np.searchsorted(marked, grid)
+    return {
+        "series": {name: v[pick] for name, v in values.items()},
+        "final": final,
+        "networks": networks,
+        "finite": finite & ~failed,
+        "times": jnp.asarray(grid, problem.dtype),
+        "steps": None,
+        "stop_time": jnp.where(dfx.is_event(solution.result), done, jnp.inf),
+        "averages": ((half - quarter) / (t1 / 4), (last - half) / (t1 / 2)),
+    }
