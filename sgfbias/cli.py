@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _show(command)
         name, config, output = command
         return _run(name, config, output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if getattr(command[2] if isinstance(command, tuple) else command, "verbose", False):
             raise
         print(f"sgfbias: {error}", file=sys.stderr)
@@ -140,8 +140,7 @@ def _run(name: str, config: Any, output: Output) -> int:
 
     study = study_named(name)
     target = output.out / "study.zarr"
-    if target.exists() and not output.overwrite:
-        raise ValueError(f"{target} exists already; choose another --out, or pass --overwrite to replace it")
+    store.check_target(target, overwrite=output.overwrite)
     talk = not output.quiet and output.format == "table"
     started = time.perf_counter()
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 
-def save(dataset: Any, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a Dataset to a new zarr store.
+def check_target(path: str | Path, *, overwrite: bool) -> None:
+    """Refuse a place that cannot take a new store.
 
-    **Raises:** `ValueError` if something is already there and `overwrite` is not set, or is there and is not a store.
+    **Raises:** `ValueError` if something is already there and `overwrite` is not set, or is there and is not a store, or a file is in the way.
     """
     path = Path(path)
     if path.exists():
@@ -20,6 +20,19 @@ def save(dataset: Any, path: str | Path, *, overwrite: bool = False) -> None:
             raise ValueError(f"{path} exists already; choose another output, or pass --overwrite to replace it")
         if not (path / "zarr.json").is_file():
             raise ValueError(f"{path} exists and is not a zarr store, so it will not be replaced; choose another output")
+    in_the_way = next((parent for parent in path.parents if parent.is_file()), None)
+    if in_the_way is not None:
+        raise ValueError(f"{in_the_way} is a file, so no folder can be made there; choose another output")
+
+
+def save(dataset: Any, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a Dataset to a new zarr store.
+
+    **Raises:** `ValueError` if something is already there and `overwrite` is not set, or is there and is not a store.
+    """
+    path = Path(path)
+    check_target(path, overwrite=overwrite)
+    if path.exists():
         shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.to_zarr(path, mode="w-", zarr_format=3, consolidated=False)

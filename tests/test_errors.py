@@ -1,6 +1,7 @@
 """Bad input: every message says what was given, what was expected and what to do."""
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +81,16 @@ CASES = {
     "tolerance": (lambda: sgf.select(PROBLEM, 0.0, tolerance=1e-20), "below what float64 can reach"),
     "integrals": (lambda: sgf.solution_curve(PROBLEM, 0.0, step_size=0.1, integrals=[1.0, 0.5]), "increasing array"),
     "no validation": (lambda: sgf.SparseRegression(np.ones((1, 2)), np.ones(1)).validation_error(jnp.ones(2)), "needs `beta_star` or"),
+    "batch beyond n": (lambda: run(flow(0.1, sgf.MinibatchNoise(11, replace=False))), "at most n = 10 examples, but batch_size is 11"),
+    "targets of another shape": (
+        lambda: run(net=eqx.nn.MLP(25, 1, 4, 1, key=jax.random.key(0)), problem=sgf.Problem(PROBLEM.X, PROBLEM.y)),
+        r"outputs, \(10, 1\), but have shape \(10,\)",
+    ),
+    "weights that underflow": (lambda: run(net=network(1e-200), coordinates="weights"), "too small for weights in float64.*mirror"),
+    "landing in weights": (
+        lambda: sgf.land(sgf.simulate(sgf.GradientFlow(dt=0.1), NET, PROBLEM, steps=3, coordinates="weights")),
+        "carries the solver's error",
+    ),
     "missing file": (lambda: load_problem("nowhere.npz"), "there is no file nowhere.npz"),
     "no store": (lambda: store.load("nowhere.zarr"), "there is no store at nowhere.zarr"),
     "a store that is not one": (lambda: store.load("."), "not a zarr store"),
@@ -139,7 +150,7 @@ def test_landing_is_refused_where_it_is_not_derived(case):
 def test_landing_is_refused_for_algorithms_weights_and_other_models():
     with pytest.raises(ValueError, match=r"StochasticGradientDescent is not derived.*offset=runs.final\['offset'\]"):
         sgf.land(run(sgf.StochasticGradientDescent(0.02)))
-    with pytest.raises(ValueError, match="weights coordinates log alpha carries Euler's error"):
+    with pytest.raises(ValueError, match="weights coordinates log alpha carries the solver's error"):
         sgf.land(run(coordinates="weights"))
     with pytest.raises(ValueError, match="order-2 flow"):
         sgf.land(run(flow(0.02, order=2)))

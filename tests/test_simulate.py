@@ -300,3 +300,29 @@ def test_progress_is_reported_once_per_chunk():
     problem, net, seen = small_problem(), network(), []
     sgf.simulate(FLOW, net, problem, keys=sgf.seeds(0, 70), steps=250, chunk=100, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(k, 6) for k in range(1, 7)], "two tiles of three chunks"
+
+
+def test_gradient_flow_in_float32_arrives_and_agrees():
+    problem, net = small_problem(), network()
+    single = sgf.SparseRegression(*(np.asarray(a, np.float32) for a in (problem.X, problem.y, problem.beta_star)))
+    low = sgf.DiagonalNetwork.init(alpha=0.1, d=25, dtype=jnp.float32)
+    runs = sgf.simulate(sgf.GradientFlow(), low, single, t1=1e4)
+    assert runs.status != sgf.Status.GAVE_UP
+    np.testing.assert_allclose(runs.final["beta"], sgf.simulate(sgf.GradientFlow(), net, problem, t1=1e4).final["beta"], atol=1e-4)
+
+
+def test_an_adaptive_solver_that_gives_up_says_so(monkeypatch):
+    monkeypatch.setattr("sgfbias.core.adaptive.ADAPTIVE_STEPS", 9)
+    runs = sgf.simulate(sgf.GradientFlow(rtol=1e-10), network(0.07), small_problem(5), t1=1e3)
+    assert runs.statuses() == {"gave up": 1}
+    assert "ran out of steps" in runs.reason()
+    assert np.isnan(np.asarray(runs["loss"])[-1]), "what was not reached is not made up"
+    assert np.isfinite(np.asarray(runs["loss"])[1])
+
+
+def test_long_times_are_counted_to_the_step():
+    from sgfbias.core.simulate import _count_steps
+
+    flow = sgf.StochasticGradientFlow(0.05)
+    assert _count_steps(None, 200_000.0, flow) == 4_000_000
+    assert _count_steps(None, 1.01, flow) == 21

@@ -17,7 +17,7 @@ from sgfbias.core.observe import Observe, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.record import time_grid
 
-ADAPTIVE_STEPS = 1_000_000
+ADAPTIVE_STEPS = 200_000
 
 
 @eqx.filter_jit
@@ -68,20 +68,24 @@ def run_adaptive(
     values, (end,) = solution.ys[0], (jax.tree.map(lambda leaf: leaf[-1], solution.ys[1]),)
     final, networks, finite = finish_runs(finish, end, False)
     done = solution.ts[1][-1]
-    # After an early stop the flow is frozen: later times hold the last state.
+    # After an early stop the flow is frozen: later times hold the last state. A solver that gave up knows nothing of them.
+    stopped, gave_up = dfx.is_event(solution.result), ~dfx.is_okay(solution.result)
     frozen = {name: final[name] if name in final else observe(end)[name] for name in values}
     late = jnp.asarray(marked, problem.dtype) > done
-    values = {name: jnp.where(late.reshape((-1,) + (1,) * (v.ndim - 1)), frozen[name][None], v) for name, v in values.items()}
-    failed = ~dfx.is_okay(solution.result)
+    values = {
+        name: jnp.where(late.reshape((-1,) + (1,) * (v.ndim - 1)), jnp.where(stopped, frozen[name], jnp.nan)[None], v)
+        for name, v in values.items()
+    }
     quarter, half, last = (values["loss_integral"][int(np.searchsorted(marked, t))] for t in (t1 / 4, t1 / 2, t1))
     pick = np.searchsorted(marked, grid)
     return {
         "series": {name: v[pick] for name, v in values.items()},
         "final": final,
         "networks": networks,
-        "finite": finite & ~failed,
+        "finite": finite,
+        "gave_up": gave_up,
         "times": jnp.asarray(grid, problem.dtype),
         "steps": None,
-        "stop_time": jnp.where(dfx.is_event(solution.result), done, jnp.inf),
+        "stop_time": jnp.where(stopped, done, jnp.inf),
         "averages": ((half - quarter) / (t1 / 4), (last - half) / (t1 / 2)),
     }

@@ -12,6 +12,7 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.brownian import SAMPLING_STREAM
@@ -63,13 +64,13 @@ class StochasticGradientDescent(AbstractDynamics):
     batch_size: int = eqx.field(static=True)
     integral: str = eqx.field(static=True)
 
-    def __init__(self, step_size: Any, batch_size: int = 1, *, integral: Literal["full", "batch", "examples"] = "full"):
+    def __init__(self, step_size: Any, batch_size: Any = 1, *, integral: Literal["full", "batch", "examples"] = "full"):
         self.step_size = as_number(step_size, "step_size")
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size!r}")
         if integral not in ("full", "batch", "examples"):
             raise ValueError(f"`integral` must be 'full', 'batch' or 'examples', but is {integral!r}")
-        self.batch_size, self.integral = batch_size, integral
+        self.batch_size, self.integral = int(batch_size), integral
 
     @property
     def is_flow(self):

@@ -19,7 +19,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sgfbias.core.checks import check_positive
+from sgfbias.core.checks import check_positive, is_concrete
 
 
 def _number(value: Any) -> Array:
@@ -90,6 +90,13 @@ class AbstractNoise(eqx.Module):
     def covariance(self, derivatives: Array, step_size: Array) -> Covariance:
         """`root root^T`, per unit of flow time."""
 
+    def check(self, n: int) -> None:
+        """Refuse a law that does not fit n examples.
+
+        **Raises:** `ValueError` with what does.
+        """
+        return None
+
     def __add__(self, other: AbstractNoise) -> AbstractNoise:
         return SumOfNoises((*_parts(self), *_parts(other)))
 
@@ -102,6 +109,10 @@ class SumOfNoises(AbstractNoise):
     """A sum of independent noises; written `a + b`."""
 
     parts: tuple[AbstractNoise, ...]
+
+    def check(self, n):
+        for part in self.parts:
+            part.check(n)
 
     def shapes(self, outputs, features):
         return tuple(part.shapes(outputs, features) for part in self.parts)
@@ -178,6 +189,13 @@ class MinibatchNoise(AbstractNoise):
     def __check_init__(self):
         check_positive(self.batch_size, "batch_size")
 
+    def check(self, n):
+        if not self.replace and is_concrete(self.batch_size) and float(self.batch_size) > n:
+            raise ValueError(
+                f"a batch drawn without replacement has at most n = {n} examples, but batch_size is {float(self.batch_size):g}; "
+                "use a smaller batch, or replace=True"
+            )
+
     def factor(self, n: int, dtype: Any) -> Array:
         """`c_b` for n examples."""
         b = self.batch_size.astype(dtype)
@@ -201,7 +219,7 @@ class MinibatchNoise(AbstractNoise):
 
 
 class LabelNoise(AbstractNoise):
-    """`sqrt(gamma/n (mean|l'|^2 + delta^2)) I`: the mean-loss model for targets perturbed by `+-2 delta` at every step.
+    """`sqrt(gamma/n (mean|l'|^2 + delta^2)) I`: the mean-loss model for targets perturbed at every step, by `+-2 delta` at loss scale 1/4.
 
     The drift keeps the clean loss. On a diagonal network `d log alpha = -2 gamma h (L + delta^2) dt`. Pesme et al. 2021, section 5.3.
     """

@@ -71,6 +71,8 @@ class Problem(eqx.Module):
             )
         check_finite(inputs, "inputs")
         check_finite(targets, "targets")
+        if jnp.issubdtype(targets.dtype, jnp.floating):
+            targets = targets.astype(inputs.dtype)
         self.inputs, self.targets = inputs, targets
         self.loss = SquaredLoss() if loss is None else loss
 

@@ -81,7 +81,8 @@ def step_grid(times: Any, steps: int, unit: Any) -> np.ndarray:
     wanted = _increasing(times)
     width = float(unit)
     grid = np.round(wanted / width).astype(np.int64)
-    off = np.abs(grid * width - wanted) > 1e-4 * width + 1e-6 * np.abs(wanted)
+    ratio = wanted / width
+    off = np.abs(grid - ratio) > np.minimum(1e-4 + 2e-7 * ratio, 0.49)
     if off.any():
         near = grid[off][0] * width
         raise ValueError(

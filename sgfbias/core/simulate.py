@@ -19,7 +19,7 @@ from sgfbias.core.checks import check_positive, is_concrete
 from sgfbias.core.coordinates import AbstractCoordinates, coordinates_for
 from sgfbias.core.flow import AbstractDynamics
 from sgfbias.core.observe import Observe, finish_runs
-from sgfbias.core.problem import Problem
+from sgfbias.core.problem import Problem, SquaredLoss
 from sgfbias.core.progress import Reporter, reporter
 from sgfbias.core.record import Segments, as_record, choose_observables, cut, flow_times, step_grid
 from sgfbias.core.tiles import may_share, run_tiles, tile_index
@@ -71,7 +71,8 @@ def simulate(
     if not 1 <= chunk <= MAX_CHUNK:
         raise ValueError(f"`chunk` must be between 1 and {MAX_CHUNK}, but is {chunk}")
     keys = _check_keys(dynamics, keys)
-    solver = dynamics.default_solver() if solver is None else solver
+    solver = dynamics.default_solver(problem.dtype) if solver is None else solver
+    _check_fit(dynamics, network, problem)
     chart = coordinates_for(network, problem, dynamics, coordinates)
     name = str(coordinates or getattr(chart, "name", "weights"))
     tolerance = _tolerance(problem, stop)
@@ -95,6 +96,7 @@ def simulate(
         early=raw["averages"][0],
         late=raw["averages"][1],
         may_stall=may_stall,
+        gave_up=raw.get("gave_up", False),
     )
     return Trajectory(
         series=raw["series"],
@@ -113,6 +115,20 @@ def simulate(
         coordinates=name,
         solver=type(solver).__name__,
     )
+
+
+def _check_fit(dynamics: AbstractDynamics, network: Any, problem: Problem) -> None:
+    """Refuse a noise that does not fit the number of examples, and targets that do not fit the outputs."""
+    noise = getattr(dynamics, "noise", None)
+    if noise is not None:
+        noise.check(problem.n)
+    features = getattr(network, "d", None)
+    if isinstance(problem.loss, SquaredLoss) and (features is None or problem.inputs.shape[1:] == (features,)):
+        outputs = eqx.filter_eval_shape(problem.outputs, network).shape
+        if outputs != problem.targets.shape:
+            raise ValueError(
+                f"with a squared loss the targets must have the shape of the network's outputs, {outputs}, but have shape {problem.targets.shape}"
+            )
 
 
 def _check_keys(dynamics: AbstractDynamics, keys: Any) -> Array | None:
@@ -144,7 +160,10 @@ def _count_steps(steps: Any, t1: Any, dynamics: Any) -> int:
         raise ValueError(f"give either `steps` or `t1`, but got steps={steps}, t1={t1}")
     if steps is None:
         check_positive(t1, "t1")
-        steps = max(1, math.ceil(float(t1) / float(dynamics.unit) * (1 - 1e-6)))
+        ratio = float(t1) / float(dynamics.unit)
+        whole = round(ratio)
+        # A whole number of steps up to rounding of dt (float32 without x64), else the next one.
+        steps = max(1, whole if abs(ratio - whole) <= min(1e-6 + 2e-7 * ratio, 0.49) else math.ceil(ratio))
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"`steps` must be a whole number >= 1, but is {steps!r}")
     substeps = getattr(dynamics, "substeps", None)

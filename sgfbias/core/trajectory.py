@@ -21,25 +21,30 @@ class Status(IntEnum):
     MOVING = 1
     STALLED = 2
     NON_FINITE = 3
+    GAVE_UP = 4
 
 
-STATUS_WORDS = ("converged", "moving", "stalled high", "non-finite")
+STATUS_WORDS = ("converged", "moving", "stalled high", "non-finite", "gave up")
 STALL_RATIO = 0.9
 STALL_LEVEL = 1e-2
 
 
-def classify(*, finite: Array, loss: Array, first_loss: Array, tolerance: float, early: Array, late: Array, may_stall: bool) -> Array:
+def classify(
+    *, finite: Array, loss: Array, first_loss: Array, tolerance: float, early: Array, late: Array, may_stall: bool, gave_up: Any = False
+) -> Array:
     """Status of each seed.
 
     - non-finite: the loss or a parameter is NaN or infinite;
     - converged: the loss is at or below the tolerance;
     - stalled high: the loss averaged over the last half of the run (`late`) is at least .9 of its average over the quarter before
       (`early`), and still above 1% of the loss at the start: a step size too large to converge, or a run too short to leave a plateau;
+    - gave up: an adaptive solver ran out of steps; later times are NaN, the final values those of the time it reached;
     - moving: anything else.
     """
     stalled = (late >= STALL_RATIO * early) & (late > STALL_LEVEL * first_loss) & may_stall
     status = jnp.where(stalled, int(Status.STALLED), int(Status.MOVING))
     status = jnp.where(loss <= tolerance, int(Status.CONVERGED), status)
+    status = jnp.where(gave_up, int(Status.GAVE_UP), status)
     return jnp.where(finite, status, int(Status.NON_FINITE))
 
 
@@ -82,7 +87,7 @@ class Trajectory(eqx.Module):
 
     def statuses(self) -> dict[str, int]:
         """How many seeds have which status."""
-        counts = np.bincount(np.atleast_1d(np.asarray(self.status)), minlength=4)
+        counts = np.bincount(np.atleast_1d(np.asarray(self.status)), minlength=len(STATUS_WORDS))
         return {word: int(count) for word, count in zip(STATUS_WORDS, counts, strict=True) if count}
 
     def reason(self, seed: int = 0) -> str:
@@ -101,6 +106,7 @@ class Trajectory(eqx.Module):
                 f"stalled high: mean loss {late:.2e} over the last half of the run, {early:.2e} over the quarter before; "
                 "the step size is too large, or the run too short to leave a plateau"
             ),
+            Status.GAVE_UP: "gave up: the adaptive solver ran out of steps before the end; ask for looser tolerances or a shorter time",
             Status.NON_FINITE: "non-finite: the loss or a parameter became NaN or infinite; the step size is too large",
         }[status]
 
@@ -134,7 +140,6 @@ class Trajectory(eqx.Module):
         if self.steps is not None:
             coords["step"] = xr.Variable("time", np.asarray(self.steps), {"units": "solver steps"})
         if self.keys is not None and not single:
-            coords["seed"] = np.arange(self.status.shape[0])
             coords["key"] = xr.Variable(("seed", "key_word"), np.asarray(jax.random.key_data(self.keys)))
         config = {"dynamics": repr(self.dynamics), "coordinates": self.coordinates, "solver": self.solver}
         return xr.Dataset(data, coords, attributes(config, dtype=self.problem.dtype, keys=self.keys))

@@ -328,14 +328,15 @@ def _landing(ds: Any) -> list[Claim]:
         if alive.sum() < 8:
             rows.append(not_applicable(statement, source, "too few seeds are left"))
             continue
-        covered = error[alive] <= estimate[alive]
+        covered = np.isfinite(estimate[alive]) & (error[alive] <= estimate[alive])
+        missing = int((~np.isfinite(estimate[alive])).sum())
         closer = np.median(iterate[alive]) / np.median(error[alive])
         rows.append(
             judge(
                 statement,
                 source,
                 predicted="at least 90% of the seeds",
-                measured=f"{covered.mean():.0%}; median error {np.median(error[alive]):.1e}, {closer:.0f} times below the iterate's",
+                measured=f"{covered.mean():.0%}; median error {np.median(error[alive]):.1e}, {closer:.0f} times below the iterate's; {missing} seeds without an estimate",
                 tolerance="90%",
                 holds=bool(covered.mean() >= 0.9),
                 reason="the estimate is too small: too close to the stability edge, or landed too early",

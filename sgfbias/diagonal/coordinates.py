@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sgfbias.core.checks import is_concrete
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.noise import Covariance
 from sgfbias.diagonal.potential import beta_from, xi_from
@@ -59,6 +60,15 @@ class DiagonalWeights(_DiagonalChart):
     """
 
     name: ClassVar[str] = "weights"
+
+    def __init__(self, network: Any, problem: Any, dynamics: Any):
+        super().__init__(network, problem, dynamics)
+        floor = (float(jnp.log(jnp.finfo(problem.dtype).tiny)) + 10) / 2
+        if is_concrete(network) and float(jnp.min(network.log_alpha)) < floor:
+            raise ValueError(
+                f"log alpha = {float(jnp.min(network.log_alpha)):.4g} is too small for weights in {jnp.dtype(problem.dtype).name}: the smaller "
+                f"weight reaches alpha^2, which needs log alpha >= {floor:.4g}; use a larger alpha, float64, or for flows coordinates='mirror'"
+            )
 
     def encode(self, network):
         half = network.log_ratio / 2

@@ -20,7 +20,7 @@ from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.potential import bregman, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import Selection, select_many
+from sgfbias.diagonal.selection import Selection, select_many, solver_tolerance
 
 
 class Landing(eqx.Module):
@@ -82,13 +82,16 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     known = (margin > 0) & ~diverged
     shrunk = log_alpha - 2 * step_size * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
     there = select_many(problem, shrunk, offset=offset)
-    shift = jnp.linalg.norm(there.beta - here.beta, axis=1)
+    # No estimate is better than what the solver was asked for, and none is given where it failed.
+    floor = 10 * solver_tolerance(None, problem.dtype) * jnp.linalg.norm(here.beta, axis=1)
+    shift = jnp.linalg.norm(there.beta - here.beta, axis=1) + floor
+    solved = here.converged & there.converged
     chosen, final = (there, shrunk) if correct else (here, log_alpha)
     chosen = eqx.tree_at(lambda s: s.beta, chosen, jnp.where(bad, jnp.nan, chosen.beta))
     result = Landing(
         beta=chosen.beta,
         log_alpha=jnp.where(bad, jnp.nan, final),
-        error=jnp.where(known, shift if correct else 2 * shift, jnp.inf),
+        error=jnp.where(known & solved, shift if correct else 2 * shift, jnp.inf),
         remaining=jnp.where(known, remaining, jnp.inf),
         validation_error=jax.vmap(problem.validation_error)(chosen.beta) if problem.measures_validation else None,
         selection=chosen,
@@ -112,6 +115,10 @@ def _check(runs: Trajectory) -> Array | float:
             f"landing is derived for a DiagonalNetwork on a SparseRegression, but these runs are of a {type(runs.network).__name__} on a "
             f"{type(runs.problem).__name__}; simulate until the loss has converged (stop=...)"
         )
+    if runs.coordinates == "weights" and dynamics.is_flow:
+        raise ValueError(
+            "in weights coordinates log alpha carries the solver's error, so landing on it would hide that error: use coordinates='mirror' or 'log'"
+        )
     if isinstance(dynamics, GradientFlow):
         return 0.0
     if not isinstance(dynamics, StochasticGradientFlow):
@@ -134,9 +141,5 @@ def _check(runs: Trajectory) -> Array | float:
         raise ValueError(
             f"the remaining shrinkage under {kind} is not derived, so these runs cannot be landed: simulate until the loss has converged "
             "(stop=...) and use select(problem, runs.final['log_alpha'][i])"
-        )
-    if runs.coordinates == "weights":
-        raise ValueError(
-            "in weights coordinates log alpha carries Euler's error, so landing on it would hide that error: use coordinates='mirror' or 'log'"
         )
     return dynamics.step_size

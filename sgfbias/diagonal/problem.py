@@ -148,7 +148,7 @@ class SparseRegression(Problem):
         if not is_concrete((self.inputs, self.targets)):
             return
         gap = self.interpolation_gap()
-        if gap > 1e3 * float(jnp.finfo(self.dtype).eps) * max(self.inputs.shape):
+        if gap > 50 * float(jnp.finfo(self.dtype).eps) * max(self.inputs.shape) ** 0.5:
             raise ValueError(
                 f"no beta satisfies X beta = y: the best fit leaves a relative residual of {gap:.2e} (n = {self.n}, d = {self.d}). "
                 "The bias theorem is about interpolating solutions, so there is none to select. What still holds: simulate() and its "
