@@ -259,7 +259,7 @@ def _run_tile(engine: _Engine, network: Any, finish: Observe, keys: Any, segment
             break
     width = segments.start.shape[1]
     index = segments.where[:, 0] * width + segments.where[:, 1]
-    values = jax.tree.map(lambda *v: jnp.take(jnp.concatenate(v, axis=axis), index, axis=axis), *outputs)
+    values = jax.tree.map(lambda *v: _host(v).take(_host(v).concatenate(v, axis=axis), index, axis=axis), *outputs)
     return values, *finish_runs(finish, state[0], batched), state[3]
 
 
@@ -301,14 +301,14 @@ def _stepped(
     flow_unit = jnp.asarray(unit, problem.dtype)
 
     def integral_at(step: int) -> Array:
-        return jnp.take(values["loss_integral"], int(np.searchsorted(segments.ends, step)), axis=axis)
+        return values["loss_integral"][..., int(np.searchsorted(segments.ends, step))]
 
     marks = [integral_at(s) for s in (steps // 4, steps // 2, steps)]
     spans = [max(steps // 2 - steps // 4, 1) * flow_unit, max(steps - steps // 2, 1) * flow_unit]
     return {
-        "series": jax.tree.map(lambda v: jnp.take(v, pick, axis=axis), values),
-        "final": final,
-        "networks": networks,
+        "series": jax.tree.map(lambda v: jnp.asarray(_host(v).take(v, pick, axis=axis)), values),
+        "final": jax.tree.map(jnp.asarray, final),
+        "networks": jax.tree.map(jnp.asarray, networks),
         "finite": finite,
         "times": flow_times(recorded, unit, problem.dtype),
         "steps": jnp.asarray(recorded),
@@ -325,10 +325,15 @@ def _tiles(keys: Array | None) -> list[Array | None]:
     return [keys[row] for row in tile_index(keys.shape[0])]
 
 
-def _join(parts: Sequence[Array], keys: Array | None, seeds: int | None) -> Array:
+def _host(arrays: Any) -> Any:
+    """NumPy for arrays that have values, on which small JAX operations would each cost a compilation; JAX for traced ones."""
+    return np if is_concrete(arrays) else jnp
+
+
+def _join(parts: Sequence[Any], keys: Array | None, seeds: int | None) -> Any:
     if keys is None:
         return parts[0]
-    return jnp.concatenate(parts)[:seeds] if seeds is not None else parts[0][0]
+    return _host(parts).concatenate(parts)[:seeds] if seeds is not None else parts[0][0]
 
 
 def _map_tiles(run: Callable, tiles: list, engine: _Engine, network: Any, segments: Segments) -> list[Any]:

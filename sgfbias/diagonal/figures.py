@@ -77,7 +77,8 @@ def _rate(axes: Any, ds: Any) -> None:
         axes.plot(widths, np.median(gaps, axis=1), "o-", color=colour, label=f"{label}, median seed")
         axes.plot(widths, gaps.max(axis=1), "^:", color=colour, label=f"{label}, worst seed")
     tidy(axes, title="Theorem 1 in weights: gap against step", x="dt / γ", y="relative distance to the predicted minimiser")
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_lines():
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _sgd(axes: Any, ds: Any) -> None:
