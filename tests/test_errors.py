@@ -140,20 +140,23 @@ LANDING = {
 }
 
 
+@pytest.fixture(scope="module")
+def runs():
+    return run()
+
+
 @pytest.mark.parametrize("case", LANDING)
-def test_landing_is_refused_where_it_is_not_derived(case):
+def test_landing_is_refused_where_it_is_not_derived(case, runs):
     noise, message = LANDING[case]
     with pytest.raises(ValueError, match=message):
-        sgf.land(run(flow(0.02, noise)))
+        sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, flow(0.02, noise)))
 
 
-def test_landing_is_refused_for_algorithms_weights_and_other_models():
+def test_landing_is_refused_for_algorithms_and_the_second_order_flow(runs):
     with pytest.raises(ValueError, match=r"StochasticGradientDescent is not derived.*offset=runs.final\['offset'\]"):
-        sgf.land(run(sgf.StochasticGradientDescent(0.02)))
-    with pytest.raises(ValueError, match="weights coordinates log alpha carries the solver's error"):
-        sgf.land(run(coordinates="weights"))
+        sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, sgf.StochasticGradientDescent(0.02)))
     with pytest.raises(ValueError, match="order-2 flow"):
-        sgf.land(run(flow(0.02, order=2)))
+        sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, flow(0.02, order=2)))
 
 
 def test_landing_marks_diverged_seeds():

@@ -212,8 +212,8 @@ def test_g9_weak_order_of_euler():
 
 def test_g10_landing():
     problem, net, flow = small_problem(1, n=20, d=50), network(0.01, 50), sgf.StochasticGradientFlow(0.05)
-    keys = sgf.seeds(0, 128)
-    limit = sgf.land(sgf.simulate(flow, net, problem, keys=keys, steps=40_000)).beta
+    keys = sgf.seeds(0, 64)
+    limit = sgf.land(sgf.simulate(flow, net, problem, keys=keys, steps=20_000)).beta
     early = sgf.simulate(flow, net, problem, keys=keys, steps=1000)
     corrected, landed = sgf.land(early), sgf.land(early, correct=False)
 

@@ -136,7 +136,7 @@ def build(shape, seed, decades, repeat, density):
 
 
 @hypothesis.given(alpha=st.sampled_from([1e2, 1.0, 1e-1, 1e-3, 1e-8]), **CASES)
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=16)
 def test_selection_properties(alpha, **case):
     problem = build(**case)
     chosen = sgf.select(problem, np.log(alpha))
