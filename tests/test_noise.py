@@ -52,3 +52,19 @@ def test_noise_dies_with_the_loss_and_its_derivative_is_finite():
         value, slope = jax.jvp(lambda s, noise=noise: noise.root(s, GAMMA, jnp.ones(4)).examples, (jnp.zeros(4),), (jnp.ones(4),))
         np.testing.assert_array_equal(value, 0)
         assert np.isfinite(slope).all()
+
+
+def test_validation_error_under_a_covariance_and_on_a_validation_set():
+    """Inputs with covariance A A^T: the risk is the mean squared error of fresh draws, within 5 standard errors."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(4, 4))
+    truth, beta = rng.normal(size=4), rng.normal(size=4)
+    X = rng.normal(size=(2, 4))
+    problem = sgf.SparseRegression(X, X @ truth, truth, covariance=root @ root.T)
+    fresh = rng.normal(size=(200_000, 4)) @ root.T
+    squares = (fresh @ (beta - truth)) ** 2
+    assert abs(problem.validation_error(jnp.asarray(beta)) - squares.mean()) < 5 * squares.std() / np.sqrt(squares.size)
+    measured = sgf.SparseRegression(X, X @ truth, validation=(fresh[:50], fresh[:50] @ truth))
+    np.testing.assert_allclose(measured.validation_error(jnp.asarray(beta)), squares[:50].mean(), rtol=1e-12)
+    plain = sgf.SparseRegression(X, X @ truth, truth)
+    np.testing.assert_allclose(plain.validation_error(jnp.asarray(beta)), np.sum((beta - truth) ** 2), rtol=1e-12)

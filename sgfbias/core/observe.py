@@ -34,11 +34,14 @@ class Observe(eqx.Module):
 
 
 def all_finite(tree: Any) -> Array:
+    """Whether every number of a PyTree is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 @eqx.filter_jit
 def finish_runs(finish: Observe, y: Any, batched: bool) -> Any:
+    """`(values at the end, final network, whether all is finite)` of one state, or of a batch of them."""
+
     def one(y: Any) -> Any:
         network = eqx.filter(finish.chart.decode(y[0]), eqx.is_array)  # a model's functions are no output of a map
         return finish(y), network, all_finite(y)
