@@ -67,6 +67,7 @@ CASES = {
     "SGD with a solver": (lambda: run(sgf.GradientDescent(0.1), keys=None, solver=dfx.Heun()), "`solver` must be left out"),
     "ODE solver": (lambda: run(solver=dfx.Tsit5()), "neither the Itô nor the Stratonovich"),
     "Levy area": (lambda: run(solver=dfx.ShARK()), "Lévy areas"),
+    "reversible Heun": (lambda: run(solver=dfx.ReversibleHeun()), "ReversibleHeun is not available.*use diffrax.Heun"),
     "adaptive steps": (lambda: run(sgf.GradientFlow(), keys=None), "takes `t1`, not `steps`"),
     "adaptive Euler": (lambda: run(sgf.GradientFlow(), keys=None, steps=None, t1=1.0, solver=dfx.Euler()), "gives no error estimate"),
     "times off the grid": (lambda: run(record=sgf.Record(times=[0.0, 0.031])), "whole steps of width 0.02, but 0.031 is not"),

@@ -255,7 +255,7 @@ class FlowTerm(dfx.AbstractTerm):
         return jax.tree.map(lambda v: 0.5 * jnp.sum(v, axis=0), jax.vmap(one)(self.basis()))
 
     def split(self) -> dfx.MultiTerm:
-        """Drift and dense diffusion apart, for the Diffrax solvers that want both (Milstein, Euler-Heun, reversible Heun)."""
+        """Drift and dense diffusion apart, for the Diffrax solvers that want both (Milstein, Euler-Heun)."""
         return dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: self.drift(y)), _DenseDiffusion(self))
 
 
@@ -295,8 +295,11 @@ def _takes_one_term(solver: Any) -> bool:
             f"{name} converges to neither the Itô nor the Stratonovich solution of a stochastic flow; use diffrax.Euler(), "
             "diffrax.ItoMilstein(), diffrax.Heun() or diffrax.EulerHeun(); ODE solvers are for GradientFlow"
         )
-    if isinstance(solver, dfx.ReversibleHeun):  # averages vector fields, so it needs them linear
-        return False
+    if isinstance(solver, dfx.ReversibleHeun):
+        raise ValueError(
+            "ReversibleHeun is not available: it averages vector fields and carries them between steps, and diverges on this noise; "
+            "use diffrax.Heun() or diffrax.EulerHeun(), which converge to the same solution"
+        )
     return typing.get_origin(solver.term_structure) is not dfx.MultiTerm
 
 
