@@ -2,9 +2,17 @@
 
 from sgfbias.core.brownian import seeds as seeds
 from sgfbias.core.descent import GradientDescent as GradientDescent
+from sgfbias.core.descent import OptaxDescent as OptaxDescent
 from sgfbias.core.descent import StochasticGradientDescent as StochasticGradientDescent
+from sgfbias.core.descent import SVAG as SVAG
 from sgfbias.core.flow import GradientFlow as GradientFlow
+from sgfbias.core.flow import MomentumFlow as MomentumFlow
 from sgfbias.core.flow import StochasticGradientFlow as StochasticGradientFlow
+from sgfbias.core.loss import AbstractLoss as AbstractLoss
+from sgfbias.core.loss import LogisticLoss as LogisticLoss
+from sgfbias.core.loss import SoftmaxCrossEntropyLoss as SoftmaxCrossEntropyLoss
+from sgfbias.core.loss import SquaredLoss as SquaredLoss
+from sgfbias.core.noise import AbstractNoise as AbstractNoise
 from sgfbias.core.noise import IsotropicNoise as IsotropicNoise
 from sgfbias.core.noise import LabelNoise as LabelNoise
 from sgfbias.core.noise import MeanLossNoise as MeanLossNoise
@@ -12,7 +20,6 @@ from sgfbias.core.noise import MinibatchNoise as MinibatchNoise
 from sgfbias.core.noise import NoNoise as NoNoise
 from sgfbias.core.noise import PerSampleNoise as PerSampleNoise
 from sgfbias.core.problem import Problem as Problem
-from sgfbias.core.problem import SquaredLoss as SquaredLoss
 from sgfbias.core.record import Record as Record
 from sgfbias.core.simulate import simulate as simulate
 from sgfbias.core.trajectory import Status as Status

@@ -324,5 +324,5 @@ def test_long_times_are_counted_to_the_step():
     from sgfbias.core.simulate import _count_steps
 
     flow = sgf.StochasticGradientFlow(0.05)
-    assert _count_steps(None, 200_000.0, flow) == 4_000_000
-    assert _count_steps(None, 1.01, flow) == 21
+    assert _count_steps(None, 200_000.0, flow, flow.clock) == 4_000_000
+    assert _count_steps(None, 1.01, flow, flow.clock) == 21

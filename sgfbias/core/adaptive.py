@@ -1,4 +1,4 @@
-"""The gradient flow by an adaptive ODE solver: one run, in flow time."""
+"""Deterministic flows by an adaptive ODE solver: one run, in flow time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import check_positive
-from sgfbias.core.flow import GradientFlow
+from sgfbias.core.dynamics import AbstractDeterministicFlow
 from sgfbias.core.observe import Observe, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.record import time_grid
@@ -22,7 +22,7 @@ ADAPTIVE_STEPS = 200_000
 
 @eqx.filter_jit
 def _solve(
-    flow: GradientFlow, chart: Any, network: Any, problem: Problem, solver: Any, observe: Observe, times: Array, stop: Array | None
+    flow: AbstractDeterministicFlow, chart: Any, network: Any, problem: Problem, solver: Any, observe: Observe, times: Array, stop: Array | None
 ) -> Any:
     y0 = (chart.encode(network), jnp.zeros((), problem.dtype))
     rtol, atol = flow.tolerances(problem.dtype)
@@ -55,11 +55,11 @@ def run_adaptive(
     t1: Any,
     stop: float | None,
 ) -> dict[str, Any]:
-    """The gradient flow by an adaptive ODE solver, one run, in flow time."""
+    """A deterministic flow by an adaptive ODE solver, one run, in flow time."""
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
-        raise ValueError(f"{type(solver).__name__} gives no error estimate: for fixed steps write GradientFlow(dt=...), steps=...")
+        raise ValueError(f"{type(solver).__name__} gives no error estimate: for fixed steps write {type(flow).__name__}(dt=...), steps=...")
     if t1 is None or steps is not None:
-        raise ValueError("an adaptive gradient flow takes `t1`, not `steps`; for fixed steps write GradientFlow(dt=...), steps=...")
+        raise ValueError(f"an adaptive {type(flow).__name__} takes `t1`, not `steps`; for fixed steps write {type(flow).__name__}(dt=...), steps=...")
     check_positive(t1, "t1")
     grid = time_grid(times, float(t1))
     marked = np.unique(np.concatenate([grid, [t1 / 4, t1 / 2, t1]]))

@@ -13,6 +13,8 @@ from jaxtyping import Array
 # Streams of one seed: a flow and a discrete algorithm with the same seed must be independent of each other.
 BROWNIAN_STREAM = 0x42524F57
 SAMPLING_STREAM = 0x53414D50
+SECOND_STREAM = 0x53414D51
+LABEL_STREAM = 0x4C41424C
 PART_STREAM = 0x7FFF0000
 
 

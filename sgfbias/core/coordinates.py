@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.noise import Covariance
@@ -31,6 +32,14 @@ class AbstractCoordinates(eqx.Module):
     def decode(self, position: Any) -> Any:
         """The network at a position."""
 
+    def split(self, position: Any) -> tuple[Any, Any]:
+        """The parameters, and what is only book-keeping (None where there is none)."""
+        return position, None
+
+    def join(self, parameters: Any, rest: Any) -> Any:
+        """The position of both."""
+        return parameters
+
     @abc.abstractmethod
     def linearise(self, position: Any, inputs: Array) -> tuple[Array, Callable[[Array], Any]]:
         """Outputs on `inputs`, and `pull`: the linear map from a cotangent on those outputs to a tangent."""
@@ -49,50 +58,119 @@ class AbstractCoordinates(eqx.Module):
 
 
 class Weights(AbstractCoordinates):
-    """The parameters themselves, for any Equinox module: the position is its floating-point arrays.
+    """The parameters themselves, for any Equinox module: the position is its trainable floating-point arrays, the rest is frozen.
 
-    The flow is an Itô equation in the parameters, so there is no correction; `pull` is one vector-Jacobian product.
+    The flow is an Itô equation in the parameters, so there is no correction; `pull` is one vector-Jacobian product. With `microbatch = m`
+    the outputs are computed m examples at a time and again when a cotangent is pulled back, so that memory holds the activations of m
+    examples only, at the price of a second forward pass.
+
+    **Raises:** `ValueError` if nothing is trainable, or the selection does not fit the network.
     """
 
-    static: Any = eqx.field(static=True)
+    name: ClassVar[str] = "weights"
+    frozen: Any
+    dtype: Any = eqx.field(static=True)
+    microbatch: int | None = eqx.field(static=True)
     features: int | None = None
 
-    def __init__(self, network: Any):
-        _, self.static = eqx.partition(network, eqx.is_inexact_array)
-        self.features = None
+    def __init__(self, network: Any, dtype: Any, *, trainable: Any = True, microbatch: int | None = None):
+        self.frozen, self.features, self.dtype = _cast(_frozen_part(network, trainable), dtype), None, dtype
+        if microbatch is not None and (not isinstance(microbatch, int | np.integer) or microbatch < 1):
+            raise ValueError(f"`microbatch` must be a whole number of examples >= 1, but is {microbatch!r}")
+        self.microbatch = microbatch
 
     def encode(self, network):
-        return eqx.filter(network, eqx.is_inexact_array)
+        # The frozen part says which arrays move: those it lacks.
+        moving = jax.tree.map(lambda own, kept: own if kept is None else None, network, self.frozen, is_leaf=lambda x: x is None)
+        return _cast(moving, self.dtype)
 
     def decode(self, position):
-        return eqx.combine(position, self.static)
+        return eqx.combine(position, self.frozen)
 
-    def _outputs(self, position: Any, inputs: Array) -> Array:
-        network = self.decode(position)
-        predict = getattr(network, "predict", None)
-        return jax.vmap(network)(inputs) if predict is None else predict(inputs)
+    def outputs(self, position: Any, inputs: Array) -> Array:
+        """The network's outputs (n, ...)."""
+
+        def piece(p: Any, x: Array) -> Array:
+            network = self.decode(p)
+            predict = getattr(network, "predict", None)
+            return jax.vmap(network)(x) if predict is None else predict(x)
+
+        n, m = inputs.shape[0], self.microbatch
+        if m is None or m >= n:
+            return piece(position, inputs)
+        again = jax.checkpoint(piece)
+        head = inputs[: n - n % m].reshape(n // m, m, *inputs.shape[1:])
+        done = jax.lax.map(lambda x: again(position, x), head)
+        done = done.reshape(n - n % m, *done.shape[2:])
+        return done if n % m == 0 else jnp.concatenate([done, again(position, inputs[n - n % m :])])
 
     def linearise(self, position, inputs):
-        outputs, pull = jax.vjp(lambda p: self._outputs(p, inputs), position)
+        outputs, pull = jax.vjp(lambda p: self.outputs(p, inputs), position)
         return outputs, lambda cotangent: pull(cotangent)[0]
 
     def second_order_drift(self, position, problem, step_size):
         def risk(p):
-            return jnp.mean(problem.loss(self._outputs(p, problem.inputs), problem.targets))
+            return jnp.mean(problem.loss(self.outputs(p, problem.inputs), problem.targets))
 
         gradient = jax.grad(risk)(position)
         _, curved = jax.jvp(jax.grad(risk), (position,), (gradient,))
         return jax.tree.map(lambda v: -0.5 * step_size * v, curved)
 
 
-def coordinates_for(network: Any, problem: Any, dynamics: Any, name: str | None) -> AbstractCoordinates:
+def _cast(network: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, network)
+
+
+def _frozen_part(network: Any, trainable: Any) -> Any:
+    """The network with None in place of the arrays that move."""
+    try:
+        chosen, frozen = eqx.partition(network, trainable)
+    except ValueError as error:
+        raise ValueError(
+            "`trainable` must be a PyTree of True and False that fits the network (a prefix will do), or a function of a leaf, as "
+            f"equinox.partition takes: {error}"
+        ) from error
+    if not jax.tree.leaves(eqx.filter(chosen, eqx.is_inexact_array)):
+        total = len(jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
+        why = f"`trainable` leaves out all {total} of its floating-point arrays" if total else "it has no floating-point JAX array"
+        raise ValueError(f"{type(network).__name__} has nothing to train: {why}")
+    return eqx.combine(frozen, eqx.filter(chosen, eqx.is_inexact_array, inverse=True))
+
+
+class Phase(AbstractCoordinates):
+    """Positions and velocities: the position of `base`, and its derivative in flow time, which starts at 0."""
+
+    base: AbstractCoordinates
+    features: int | None = eqx.field(static=True)
+
+    def __init__(self, base: AbstractCoordinates):
+        self.base, self.features = base, base.features
+
+    def encode(self, network):
+        start = self.base.encode(network)
+        return start, jax.tree.map(jnp.zeros_like, start)
+
+    def decode(self, position):
+        return self.base.decode(position[0])
+
+    def linearise(self, position, inputs):
+        outputs, pull = self.base.linearise(position[0], inputs)
+        return outputs, lambda cotangent: (jax.tree.map(jnp.zeros_like, position[0]), pull(cotangent))
+
+
+def coordinates_for(
+    network: Any, problem: Any, dynamics: Any, name: str | None, *, trainable: Any = None, microbatch: int | None = None
+) -> AbstractCoordinates:
     """The chart called `name` for this network (None: the network's choice, or its weights).
 
     **Raises:** `ValueError` naming the charts that exist.
     """
     own = getattr(network, "coordinates", None)
     if own is not None:
+        for option, given in (("trainable", trainable), ("microbatch", microbatch)):
+            if given is not None:
+                raise ValueError(f"`{option}` is for models in their own weights; a {type(network).__name__} brings coordinates of its own")
         return own(name, problem, dynamics)
     if name not in (None, "weights"):
         raise ValueError(f"{type(network).__name__} has only the coordinates 'weights', but coordinates={name!r} was asked for")
-    return Weights(network)
+    return Weights(network, problem.dtype, trainable=True if trainable is None else trainable, microbatch=microbatch)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.checks import check_positive, is_concrete
+from sgfbias.core.schedule import as_scheduled, value_at
 
 
 def _number(value: Any) -> Array:
@@ -90,6 +91,15 @@ class AbstractNoise(eqx.Module):
     def covariance(self, derivatives: Array, step_size: Array) -> Covariance:
         """`root root^T`, per unit of flow time."""
 
+    def at(self, iteration: Array) -> AbstractNoise:
+        """This model with its schedules at their values of one iteration."""
+        return self
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the law varies along the run."""
+        return False
+
     def check(self, n: int) -> None:
         """Refuse a law that does not fit n examples.
 
@@ -109,6 +119,13 @@ class SumOfNoises(AbstractNoise):
     """A sum of independent noises; written `a + b`."""
 
     parts: tuple[AbstractNoise, ...]
+
+    def at(self, iteration):
+        return SumOfNoises(tuple(part.at(iteration) for part in self.parts))
+
+    @property
+    def is_scheduled(self):
+        return any(part.is_scheduled for part in self.parts)
 
     def check(self, n):
         for part in self.parts:
@@ -219,18 +236,31 @@ class MinibatchNoise(AbstractNoise):
 
 
 class LabelNoise(AbstractNoise):
-    """`sqrt(gamma/n (mean|l'|^2 + delta^2)) I`: the mean-loss model for targets perturbed at every step, by `+-2 delta` at loss scale 1/4.
+    """`sqrt(gamma/n (mean|l'|^2 + delta^2)) I`: the mean-loss model for targets perturbed at every step, Pesme et al. 2021, section 5.3.
 
-    The drift keeps the clean loss. On a diagonal network `d log alpha = -2 gamma h (L + delta^2) dt`. Pesme et al. 2021, section 5.3.
+    The perturbation adds `+-delta` to every `l'_i`; with loss scale 1/4 that is `+-2 delta` on the target. The drift keeps the clean loss.
+    On a diagonal network `d log alpha = -2 gamma h (L + delta^2) dt`.
+
+    **Arguments:**
+
+    - `delta`: a number >= 0, or a schedule, any function of the iteration.
+    - `mean_loss`: False leaves only what the labels add, `sqrt(gamma/n) delta I`, to be summed with the noise of the sampling:
+      `MinibatchNoise(b) + LabelNoise(delta / sqrt(b), mean_loss=False)` is label-noise SGD with independent labels per example.
     """
 
-    delta: Array = eqx.field(converter=_number)
+    delta: Any = eqx.field(converter=lambda value: as_scheduled(value, "delta", zero_allowed=True))
+    mean_loss: bool = eqx.field(static=True, default=True, kw_only=True)
 
-    def __check_init__(self):
-        check_positive(self.delta, "delta", zero_allowed=True)
+    def at(self, iteration):
+        return LabelNoise(value_at(self.delta, iteration, jnp.result_type(float)), mean_loss=self.mean_loss)
+
+    @property
+    def is_scheduled(self):
+        return callable(self.delta)
 
     def _level(self, derivatives: Array) -> Array:
-        return _mean_square(derivatives) + jnp.square(self.delta.astype(derivatives.dtype))
+        added = jnp.square(self.delta.astype(derivatives.dtype))
+        return _mean_square(derivatives) + added if self.mean_loss else added
 
     def shapes(self, outputs, features):
         return outputs

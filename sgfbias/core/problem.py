@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,53 +9,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Shaped
+from jaxtyping import Array, Inexact, Shaped
 
 from sgfbias.core.checks import as_float_array, check_finite, is_concrete
-
-
-class AbstractLoss(eqx.Module):
-    """A per-example loss `l(f_i, y_i)`; only its value and its derivative in the output `f_i` are used."""
-
-    @abc.abstractmethod
-    def __call__(self, outputs: Inexact[Array, "n *c"], targets: Shaped[Array, "n *t"]) -> Float[Array, " n"]:
-        """Loss of each example, shape (n,)."""
-
-    def derivative(self, outputs: Inexact[Array, "n *c"], targets: Shaped[Array, "n *t"]) -> Inexact[Array, "n *c"]:
-        """Derivative `l'(f_i, y_i)` of each example's loss in its own outputs, shape of `outputs`."""
-        return jax.grad(lambda f: jnp.sum(self(f, targets)))(outputs)
-
-
-class SquaredLoss(AbstractLoss):
-    """`scale * |f_i - y_i|^2`, summed over outputs.
-
-    The default scale 1/4 makes the mean over examples `L = 1/(4n) sum_i (f_i - y_i)^2`, the convention of Pesme, Pillaud-Vivien,
-    Flammarion 2021 (arXiv 2106.09524); papers that write 1/(2n) use scale 1/2.
-    """
-
-    scale: float = 0.25
-
-    def __call__(self, outputs, targets):
-        squares = jnp.square(outputs - targets) * self.scale
-        return squares if squares.ndim == 1 else jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
-
-    def derivative(self, outputs, targets):
-        return (outputs - targets) * (2 * self.scale)
+from sgfbias.core.loss import AbstractLoss, as_loss
 
 
 class Problem(eqx.Module):
     """`n` examples and a loss; the quantity minimised is the mean `L(network) = 1/n sum_i l(f(x_i), y_i)`.
 
-    **Arguments:** `inputs` (n, ...), `targets` (n, ...), `loss` an `AbstractLoss`.
+    **Arguments:** `inputs` (n, ...), `targets` (n, ...), `loss`: an `AbstractLoss`, or a function `(output_i, target_i) -> scalar` of one
+    example; default `SquaredLoss()`.
 
-    **Raises:** `ValueError` if there is no example, the leading sizes disagree, or an entry is NaN or infinite.
+    **Raises:** `ValueError` if there is no example, the leading sizes disagree, an entry is NaN or infinite, or the loss cannot use such
+    targets.
     """
 
     inputs: Inexact[Array, "n ..."]
     targets: Shaped[Array, "n ..."]
     loss: AbstractLoss
 
-    def __init__(self, inputs: Any, targets: Any, *, loss: AbstractLoss | None = None):
+    def __init__(self, inputs: Any, targets: Any, *, loss: Any = None):
         inputs = as_float_array(inputs, "inputs")
         targets = jnp.asarray(targets)
         if inputs.ndim == 0 or targets.ndim == 0:
@@ -74,7 +47,8 @@ class Problem(eqx.Module):
         if jnp.issubdtype(targets.dtype, jnp.floating):
             targets = targets.astype(inputs.dtype)
         self.inputs, self.targets = inputs, targets
-        self.loss = SquaredLoss() if loss is None else loss
+        self.loss = as_loss(loss)
+        self.loss.check_targets(targets)
 
     @property
     def n(self) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -69,8 +68,8 @@ def choose_observables(record: Record, network: Any, problem: Any) -> tuple[dict
     return series, {**declared, **series}
 
 
-def step_grid(times: Any, steps: int, unit: Any) -> np.ndarray:
-    """Steps to record: a log-spaced grid of that many steps, or the given flow times, which must be whole steps.
+def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:
+    """Steps to record: a log-spaced grid of that many steps, or the given flow times, which must be beginnings of steps.
 
     **Raises:** `ValueError` for times off the grid, outside the run or not increasing.
     """
@@ -79,7 +78,9 @@ def step_grid(times: Any, steps: int, unit: Any) -> np.ndarray:
             raise ValueError(f"the number of recorded times must be at least 2 (start and end), but is {times}")
         return np.unique(np.concatenate([[0], np.round(np.geomspace(1, steps, max(int(times) - 1, 1))).astype(np.int64), [steps]]))
     wanted = _increasing(times)
-    width = float(unit)
+    if clock.width is None:
+        return _scheduled_grid(wanted, np.asarray(clock.times(np.arange(steps + 1), dtype), np.float64))
+    width = float(clock.width)
     grid = np.round(wanted / width).astype(np.int64)
     ratio = wanted / width
     off = np.abs(grid - ratio) > np.minimum(1e-4 + 2e-7 * ratio, 0.49)
@@ -91,6 +92,21 @@ def step_grid(times: Any, steps: int, unit: Any) -> np.ndarray:
         )
     if grid[-1] > steps:
         raise ValueError(f"recorded times must lie within the run, 0 to {steps * width:g}, but the last one is {wanted[-1]:g}")
+    return np.unique(grid)
+
+
+def _scheduled_grid(wanted: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """The steps that begin at the wanted times, where each step takes a time of its own."""
+    if wanted[-1] > begins[-1] * (1 + 1e-6):
+        raise ValueError(f"recorded times must lie within the run, 0 to {begins[-1]:g}, but the last one is {wanted[-1]:g}")
+    upper = np.searchsorted(begins, wanted).clip(1, len(begins) - 1)
+    grid = np.where(wanted - begins[upper - 1] < begins[upper] - wanted, upper - 1, upper)
+    off = np.abs(begins[grid] - wanted) > 1e-4 * (begins[upper] - begins[upper - 1]) + 1e-6 * wanted
+    if off.any():
+        raise ValueError(
+            f"recorded times must be beginnings of steps, but {wanted[off][0]:g} is not (the nearest is {begins[grid[off][0]]:g}); give the "
+            "number of times instead"
+        )
     return np.unique(grid)
 
 
@@ -146,8 +162,3 @@ def cut(recorded: np.ndarray, steps: int, chunk: int, stopping: bool) -> Segment
     start[row, column], length[row, column] = starts, ends - starts
     check[row, column] = np.isin(ends, sorted(looks))
     return Segments(start, length, check, ends, np.stack([row, column], axis=1))
-
-
-def flow_times(recorded: np.ndarray, unit: Any, dtype: Any) -> Array:
-    """Flow times of steps."""
-    return jnp.asarray(recorded, dtype) * jnp.asarray(unit, dtype)

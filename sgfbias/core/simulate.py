@@ -17,11 +17,13 @@ from sgfbias.core.adaptive import run_adaptive
 from sgfbias.core.brownian import UnitStep, check_keys
 from sgfbias.core.checks import check_positive, is_concrete
 from sgfbias.core.coordinates import AbstractCoordinates, coordinates_for
-from sgfbias.core.flow import AbstractDynamics
+from sgfbias.core.descent import Iteration
+from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.observe import Observe, finish_runs
-from sgfbias.core.problem import Problem, SquaredLoss
+from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
-from sgfbias.core.record import Segments, as_record, choose_observables, cut, flow_times, step_grid
+from sgfbias.core.record import Segments, as_record, choose_observables, cut, step_grid
+from sgfbias.core.schedule import Clock
 from sgfbias.core.tiles import may_share, run_tiles, tile_index
 from sgfbias.core.trajectory import Trajectory, classify
 
@@ -41,6 +43,8 @@ def simulate(
     solver: dfx.AbstractSolver | None = None,
     record: Any = None,
     stop: float | None = None,
+    trainable: Any = None,
+    microbatch: int | None = None,
     progress: Any = False,
     chunk: int = MAX_CHUNK,
 ) -> Trajectory:
@@ -56,6 +60,9 @@ def simulate(
       solver, for which the drift is corrected; default Euler.
     - `record`: what to record and when, see `Record`. Default: scalar observables at 200 log-spaced times.
     - `stop`: loss at which a seed is converged; it is frozen there, looked at at recorded times and every 1,024 steps.
+    - `trainable`: which arrays of a model move, as `equinox.partition` takes it: a PyTree of True and False, a prefix of one, or a function
+      of a leaf; the others are frozen. Default all floating-point arrays. `microbatch`: examples evaluated at a time, so that memory holds
+      the activations of that many only; costs a second forward pass. Both are for models in their own weights.
     - `progress`: True for a bar, or a function of (done, total) chunks. `chunk`: steps per compiled call, at most 65,536.
 
     **Returns:** a `Trajectory`.
@@ -73,16 +80,17 @@ def simulate(
     keys = _check_keys(dynamics, keys)
     solver = dynamics.default_solver(problem.dtype) if solver is None else solver
     _check_fit(dynamics, network, problem)
-    chart = coordinates_for(network, problem, dynamics, coordinates)
+    chart = dynamics.chart(coordinates_for(network, problem, dynamics, coordinates, trainable=trainable, microbatch=microbatch))
     name = str(coordinates or getattr(chart, "name", "weights"))
     tolerance = _tolerance(problem, stop)
     series, finals = choose_observables(record, network, problem)
     observe, finish = Observe(chart, problem, series), Observe(chart, problem, finals, last=True)
 
-    if dynamics.unit is None:
+    clock = dynamics.clock
+    if clock is None:
         raw = run_adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop)
     else:
-        count = _count_steps(steps, t1, dynamics)
+        count = _count_steps(steps, t1, dynamics, clock)
         raw = _stepped(
             dynamics, chart, network, problem, solver, observe, finish, record.times, count, keys, stop, chunk, reporter(progress)
         )
@@ -118,17 +126,26 @@ def simulate(
 
 
 def _check_fit(dynamics: AbstractDynamics, network: Any, problem: Problem) -> None:
-    """Refuse a noise that does not fit the number of examples, and targets that do not fit the outputs."""
-    noise = getattr(dynamics, "noise", None)
-    if noise is not None:
-        noise.check(problem.n)
+    """Refuse noise and batches that do not fit the number of examples, and a model whose outputs do not fit inputs, loss and targets."""
+    for part in (getattr(dynamics, "noise", None), dynamics):
+        check = getattr(part, "check", None)
+        if check is not None:
+            check(problem.n)
     features = getattr(network, "d", None)
-    if isinstance(problem.loss, SquaredLoss) and (features is None or problem.inputs.shape[1:] == (features,)):
-        outputs = eqx.filter_eval_shape(problem.outputs, network).shape
-        if outputs != problem.targets.shape:
-            raise ValueError(
-                f"with a squared loss the targets must have the shape of the network's outputs, {outputs}, but have shape {problem.targets.shape}"
-            )
+    if features is not None and problem.inputs.shape[1:] != (features,):
+        return  # the network's coordinates say so
+    if not eqx.is_array(network) and not callable(network) and not hasattr(network, "predict"):
+        raise ValueError(f"`network` must be an Equinox module that maps one example to its output, but is {type(network).__name__}")
+    try:
+        outputs = eqx.filter_eval_shape(problem.outputs, network)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the model {type(network).__name__} cannot be evaluated on one example of shape {problem.inputs.shape[1:]} "
+            f"({problem.dtype}): {error}"
+        ) from error
+    if not isinstance(outputs, jax.ShapeDtypeStruct):
+        raise ValueError(f"the model {type(network).__name__} must return one array per example, but returns {type(outputs).__name__}")
+    problem.loss.check(jax.ShapeDtypeStruct(outputs.shape, problem.dtype), problem.targets)
 
 
 def _check_keys(dynamics: AbstractDynamics, keys: Any) -> Array | None:
@@ -155,12 +172,14 @@ def _tolerance(problem: Problem, stop: float | None) -> float:
     return float(stop)
 
 
-def _count_steps(steps: Any, t1: Any, dynamics: Any) -> int:
+def _count_steps(steps: Any, t1: Any, dynamics: Any, clock: Clock) -> int:
     if (steps is None) == (t1 is None):
         raise ValueError(f"give either `steps` or `t1`, but got steps={steps}, t1={t1}")
     if steps is None:
         check_positive(t1, "t1")
-        ratio = float(t1) / float(dynamics.unit)
+        if clock.width is None:
+            raise ValueError("with a schedule of step sizes the steps take different times: give `steps` instead of `t1`")
+        ratio = float(t1) / float(clock.width)
         whole = round(ratio)
         # A whole number of steps up to rounding of dt (float32 without x64), else the next one.
         steps = max(1, whole if abs(ratio - whole) <= min(1e-6 + 2e-7 * ratio, 0.49) else math.ceil(ratio))
@@ -193,11 +212,11 @@ class _Engine(eqx.Module):
         return y, self.solver.init(terms, zero, zero + 1, y, None), jnp.asarray(True), jnp.int32(-1)
 
     def step(self, network: Any, key: Array) -> Any:
-        """One Euler step and the observables, as a chunk computes them, to look at what a chunk calls."""
-        y, *_ = self.start(network, key)
+        """One step and the observables, as a chunk computes them, to look at what a chunk calls."""
+        y, solver_state, *_ = self.start(network, key)
         terms = self.dynamics.build(self.chart, self.problem, y[0], key, jnp.int32(0), self.solver)
         zero = jnp.zeros((), self.problem.dtype)
-        return terms.vf_prod(zero, y, None, terms.contr(zero, zero + 1)), self.observe(y)
+        return self.solver.step(terms, zero, zero + 1, y, None, solver_state, jnp.asarray(False))[0], self.observe(y)
 
     def piece(self, state: Any, key: Array | None, start: Array, length: Array, check: Array) -> Any:
         """Run `length` steps from absolute step `start`, in step units: solver time is exact in float32."""
@@ -279,11 +298,10 @@ def _stepped(
     report: Reporter,
 ) -> dict[str, Any]:
     """Fixed steps: tiles of seeds x chunks of steps."""
-    unit = dynamics.unit
-    if isinstance(times, int | np.integer) or is_concrete(unit):
-        recorded = step_grid(times, steps, unit)
-    else:
+    clock = dynamics.clock
+    if not isinstance(times, int | np.integer) and not is_concrete(clock):
         raise ValueError("recorded flow times need a concrete dt: under jit or grad give the number of times, or dt outside the trace")
+    recorded = step_grid(times, steps, clock, problem.dtype)
     segments = cut(recorded, steps, chunk, stop is not None)
     # What nobody differentiates needs no checkpoints: the plain loop compiles faster.
     plain = is_concrete((dynamics, network, problem, keys))
@@ -298,22 +316,27 @@ def _stepped(
     values, final, networks, finite, stopped = jax.tree.map(lambda *v: _join(v, keys, seeds), *results)
     pick = np.searchsorted(segments.ends, recorded)
     axis = 0 if seeds is None else 1
-    flow_unit = jnp.asarray(unit, problem.dtype)
+    times = clock.times(segments.ends, problem.dtype)
 
-    def integral_at(step: int) -> Array:
-        return values["loss_integral"][..., int(np.searchsorted(segments.ends, step))]
+    def mark(step: int) -> tuple[Array, Any]:
+        """Loss integral and flow time at a step."""
+        at = int(np.searchsorted(segments.ends, step))
+        return values["loss_integral"][..., at], times[at]
 
-    marks = [integral_at(s) for s in (steps // 4, steps // 2, steps)]
-    spans = [max(steps // 2 - steps // 4, 1) * flow_unit, max(steps - steps // 2, 1) * flow_unit]
+    (first, t_first), (half, t_half), (last, t_last) = (mark(s) for s in (steps // 4, steps // 2, steps))
+    tiny = float(jnp.finfo(problem.dtype).tiny)
+    host = _host((times, stopped))
+    at = host.searchsorted(segments.ends.astype(np.int32), stopped).clip(0, len(segments.ends) - 1)
+    reached = host.where(stopped >= 0, times[at], jnp.inf)
     return {
         "series": jax.tree.map(lambda v: jnp.asarray(_host(v).take(v, pick, axis=axis)), values),
         "final": jax.tree.map(jnp.asarray, final),
         "networks": jax.tree.map(jnp.asarray, networks),
         "finite": finite,
-        "times": flow_times(recorded, unit, problem.dtype),
+        "times": jnp.asarray(times[pick], problem.dtype),
         "steps": jnp.asarray(recorded),
-        "stop_time": jnp.where(stopped >= 0, stopped.astype(problem.dtype) * flow_unit, jnp.inf),
-        "averages": ((marks[1] - marks[0]) / spans[0], (marks[2] - marks[1]) / spans[1]),
+        "stop_time": jnp.asarray(reached, problem.dtype),
+        "averages": ((half - first) / (t_half - t_first + tiny), (last - half) / (t_last - t_half + tiny)),
     }
 
 
@@ -338,7 +361,7 @@ def _join(parts: Sequence[Any], keys: Array | None, seeds: int | None) -> Any:
 
 def _map_tiles(run: Callable, tiles: list, engine: _Engine, network: Any, segments: Segments) -> list[Any]:
     """Run every tile, compiling once before."""
-    threads = len(tiles) > 1 and isinstance(engine.solver, dfx.Euler) and is_concrete((engine, network, tiles))
+    threads = len(tiles) > 1 and isinstance(engine.solver, dfx.Euler | Iteration) and is_concrete((engine, network, tiles))
     if threads and may_share(engine.step, network, tiles[0][0]):
         # Compile once, by running pieces of no steps, instead of once per thread.
         state = _start(engine, network, tiles[0])

@@ -84,6 +84,12 @@ class DiagonalWeights(_DiagonalChart):
         plus, minus = (jnp.log(jnp.maximum(jnp.abs(position[k]), tiny)) for k in ("plus", "minus"))
         return type(self.network)((plus + minus) / 2, plus - minus, plus - minus - position["slope"])
 
+    def split(self, position):
+        return {"plus": position["plus"], "minus": position["minus"]}, position["slope"]
+
+    def join(self, parameters, rest):
+        return {**parameters, "slope": rest}
+
     def linearise(self, position, inputs):
         plus, minus = position["plus"], position["minus"]
         outputs = inputs @ (jnp.square(plus) - jnp.square(minus))
@@ -175,7 +181,7 @@ class Mirror(_DiagonalChart):
         super().__init__(network, problem, dynamics)
         derivatives = jax.ShapeDtypeStruct((problem.n,), problem.dtype)
         step = jax.ShapeDtypeStruct((), problem.dtype)
-        shapes = jax.eval_shape(dynamics.noise.covariance, derivatives, step)
+        shapes = jax.eval_shape(lambda slopes, gamma: dynamics.noise.at(jnp.int32(0)).covariance(slopes, gamma), derivatives, step)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, problem.dtype), shapes)
         along_features = jnp.zeros(network.d, problem.dtype)
         self.template = eqx.tree_at(

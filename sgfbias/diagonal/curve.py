@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sgfbias.core.checks import is_concrete
-from sgfbias.core.flow import as_number
+from sgfbias.core.schedule import as_number
 from sgfbias.diagonal.potential import beta_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
 from sgfbias.diagonal.selection import _dual, _hessian, _per_feature, _solve_psd, continuation, solver_tolerance

@@ -98,11 +98,11 @@ class DiagonalNetwork(eqx.Module):
                 f"the network has d = {self.d} features, so the problem's inputs must have shape (n, {self.d}), "
                 f"but have shape {problem.inputs.shape}"
             )
-        if not dynamics.is_flow:
+        if dynamics.weights_only:
             if name not in (None, "weights"):
                 raise ValueError(
-                    f"{type(dynamics).__name__} iterates the weights: coordinates must be 'weights', but are {name!r}; "
-                    "mirror and log coordinates belong to flows"
+                    f"{type(dynamics).__name__} moves the weights themselves: coordinates must be 'weights', but are {name!r}; "
+                    "mirror and log coordinates belong to first-order flows"
                 )
             return CHARTS["weights"](self, problem, dynamics)
         name = "mirror" if name is None else name

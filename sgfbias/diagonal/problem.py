@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sgfbias.core.checks import as_float_array, check_finite, check_shape, is_concrete
-from sgfbias.core.problem import Problem, SquaredLoss
+from sgfbias.core.loss import SquaredLoss
+from sgfbias.core.problem import Problem
 
 
 class SparseRegression(Problem):
