@@ -1,10 +1,10 @@
 """Which solution does the training algorithm pick, and does theory predict it?"""
 
 from sgfbias.core.brownian import seeds as seeds
+from sgfbias.core.descent import SVAG as SVAG
 from sgfbias.core.descent import GradientDescent as GradientDescent
 from sgfbias.core.descent import OptaxDescent as OptaxDescent
 from sgfbias.core.descent import StochasticGradientDescent as StochasticGradientDescent
-from sgfbias.core.descent import SVAG as SVAG
 from sgfbias.core.flow import GradientFlow as GradientFlow
 from sgfbias.core.flow import MomentumFlow as MomentumFlow
 from sgfbias.core.flow import StochasticGradientFlow as StochasticGradientFlow
@@ -25,9 +25,11 @@ from sgfbias.core.simulate import simulate as simulate
 from sgfbias.core.trajectory import Status as Status
 from sgfbias.core.trajectory import Trajectory as Trajectory
 from sgfbias.diagonal.curve import solution_curve as solution_curve
+from sgfbias.diagonal.deep import DeepDiagonalNetwork as DeepDiagonalNetwork
 from sgfbias.diagonal.landing import land as land
 from sgfbias.diagonal.network import DiagonalNetwork as DiagonalNetwork
 from sgfbias.diagonal.problem import SparseRegression as SparseRegression
+from sgfbias.diagonal.product import ProductNetwork as ProductNetwork
 from sgfbias.diagonal.selection import minimum_l1 as minimum_l1
 from sgfbias.diagonal.selection import minimum_l2 as minimum_l2
 from sgfbias.diagonal.selection import select as select

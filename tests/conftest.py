@@ -12,12 +12,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 with install_import_hook("sgfbias", "beartype.beartype"):
-    pass
+    import sgfbias  # noqa: F401
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("default")
-
-
-def pytest_collection_modifyitems(items):
-    """The study's tests share one long run in one worker: start it first, so that the others fill the second worker meanwhile."""
-    items.sort(key=lambda item: "test_study" not in item.nodeid)

@@ -63,7 +63,7 @@ CASES = {
     "steps 0": (lambda: run(steps=0), "`steps` must be a whole number >= 1, but is 0"),
     "chunk": (lambda: run(chunk=10**6), "between 1 and 65536"),
     "coordinates": (lambda: run(coordinates="polar"), "one of 'mirror', 'log', 'weights', but are 'polar'"),
-    "SGD in mirror": (lambda: run(sgf.StochasticGradientDescent(0.1), coordinates="mirror"), "belong to flows"),
+    "SGD in mirror": (lambda: run(sgf.StochasticGradientDescent(0.1), coordinates="mirror"), "belong to first-order flows"),
     "SGD with a solver": (lambda: run(sgf.GradientDescent(0.1), keys=None, solver=dfx.Heun()), "`solver` must be left out"),
     "ODE solver": (lambda: run(solver=dfx.Tsit5()), "neither the Itô nor the Stratonovich"),
     "Levy area": (lambda: run(solver=dfx.ShARK()), "Lévy areas"),

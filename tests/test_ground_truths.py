@@ -292,7 +292,7 @@ def test_stratonovich_correction_is_the_closed_form(name):
     mirror = net.coordinates("mirror", problem, flow)
     position = mirror.encode(net)
     term = flow.build(mirror, problem, position, jax.random.key(0), jnp.int32(0), dfx.Heun())
-    correction = term._ito_to_stratonovich(position)["c"] * 2 * np.sqrt(problem.n)
+    correction = term._ito_to_stratonovich(position, term.stride(jnp.int32(0)))["c"] * 2 * np.sqrt(problem.n)
     n, Xb, rb = problem.n, np.asarray(problem.X) / np.sqrt(problem.n), np.asarray(problem.residuals(net)) / np.sqrt(problem.n)
     K = Xb @ np.diag(net.xi) @ Xb.T
     c_b, P = (n - 2) / (2 * (n - 1)), np.eye(n) - 1 / n

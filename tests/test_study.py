@@ -11,8 +11,6 @@ from sgfbias import cli, store
 from sgfbias.core.claim import broken, kolmogorov, median_interval
 from sgfbias.diagonal import study
 
-pytestmark = pytest.mark.xdist_group("study")  # one worker, one run of the study
-
 SMALL = ["--seeds", "64", "--steps", "3000", "--n", "20", "--d", "50", "--sparsity", "3", "--step-size", "0.05", "--weights-seeds", "32",
          "--weights-steps", "200", "--early-steps", "500", "--compare-steps", "500", "--alpha", "0.05"]  # fmt: skip
 

@@ -22,7 +22,14 @@ ADAPTIVE_STEPS = 200_000
 
 @eqx.filter_jit
 def _solve(
-    flow: AbstractDeterministicFlow, chart: Any, network: Any, problem: Problem, solver: Any, observe: Observe, times: Array, stop: Array | None
+    flow: AbstractDeterministicFlow,
+    chart: Any,
+    network: Any,
+    problem: Problem,
+    solver: Any,
+    observe: Observe,
+    times: Array,
+    stop: Array | None,
 ) -> Any:
     y0 = (chart.encode(network), jnp.zeros((), problem.dtype))
     rtol, atol = flow.tolerances(problem.dtype)
@@ -59,7 +66,9 @@ def run_adaptive(
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
         raise ValueError(f"{type(solver).__name__} gives no error estimate: for fixed steps write {type(flow).__name__}(dt=...), steps=...")
     if t1 is None or steps is not None:
-        raise ValueError(f"an adaptive {type(flow).__name__} takes `t1`, not `steps`; for fixed steps write {type(flow).__name__}(dt=...), steps=...")
+        raise ValueError(
+            f"an adaptive {type(flow).__name__} takes `t1`, not `steps`; for fixed steps write {type(flow).__name__}(dt=...), steps=..."
+        )
     check_positive(t1, "t1")
     grid = time_grid(times, float(t1))
     marked = np.unique(np.concatenate([grid, [t1 / 4, t1 / 2, t1]]))

@@ -203,7 +203,9 @@ class OptaxDescent(AbstractDescent):
         integral: Integral = "full",
     ):
         if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
-            raise ValueError(f"`transformation` must be an optax.GradientTransformation such as optax.adam(1e-3), but is {transformation!r}")
+            raise ValueError(
+                f"`transformation` must be an optax.GradientTransformation such as optax.adam(1e-3), but is {transformation!r}"
+            )
         super().__init__(
             step_size,
             batch_size=batch_size,
@@ -253,7 +255,9 @@ class _IterationTerm(dfx.AbstractTerm):
         parameters, _ = self.coordinates.split(y[0])
         if self.dynamics.transformation is not None:
             # A copy of the weights inside the state (lookahead, say) must not be the weights themselves.
-            return jax.tree.map(lambda leaf: leaf + 0 if eqx.is_inexact_array(leaf) else leaf, self.dynamics.transformation.init(parameters))
+            return jax.tree.map(
+                lambda leaf: leaf + 0 if eqx.is_inexact_array(leaf) else leaf, self.dynamics.transformation.init(parameters)
+            )
         return () if self.dynamics.momentum is None else jax.tree.map(jnp.zeros_like, y[0])
 
     def iterate(self, t0: Array, y: Any, memory: Any) -> Any:

@@ -159,7 +159,9 @@ class StochasticGradientFlow(AbstractDynamics):
         if callable(self.step_size):
             for name, given in (("dt", dt), ("brownian_dt", brownian_dt)):
                 if given is not None:
-                    raise ValueError(f"`{name}` needs a constant step size, but step_size is a schedule; use per_iteration, steps per iteration")
+                    raise ValueError(
+                        f"`{name}` needs a constant step size, but step_size is a schedule; use per_iteration, steps per iteration"
+                    )
             return
         if per_iteration is not None:
             self.dt = self.step_size / per_iteration

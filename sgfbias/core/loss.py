@@ -161,7 +161,9 @@ class SoftmaxCrossEntropyLoss(AbstractLoss):
                 )
             return
         if targets.shape != outputs.shape[:1]:
-            raise ValueError(f"SoftmaxCrossEntropyLoss needs labels of shape {outputs.shape[:1]}, but the targets have shape {targets.shape}")
+            raise ValueError(
+                f"SoftmaxCrossEntropyLoss needs labels of shape {outputs.shape[:1]}, but the targets have shape {targets.shape}"
+            )
         if is_concrete(targets):
             low, high = int(np.min(np.asarray(targets))), int(np.max(np.asarray(targets)))
             if low < 0 or high >= outputs.shape[1]:

@@ -131,9 +131,8 @@ def _check_fit(dynamics: AbstractDynamics, network: Any, problem: Problem) -> No
         check = getattr(part, "check", None)
         if check is not None:
             check(problem.n)
-    features = getattr(network, "d", None)
-    if features is not None and problem.inputs.shape[1:] != (features,):
-        return  # the network's coordinates say so
+    if hasattr(network, "coordinates") and problem.inputs.shape[1:] != (network.d,):
+        return  # the coordinates say so
     if not eqx.is_array(network) and not callable(network) and not hasattr(network, "predict"):
         raise ValueError(f"`network` must be an Equinox module that maps one example to its output, but is {type(network).__name__}")
     try:
@@ -318,7 +317,7 @@ def _stepped(
     axis = 0 if seeds is None else 1
     times = clock.times(segments.ends, problem.dtype)
 
-    def mark(step: int) -> tuple[Array, Any]:
+    def mark(step: int) -> tuple[Any, Any]:
         """Loss integral and flow time at a step."""
         at = int(np.searchsorted(segments.ends, step))
         return values["loss_integral"][..., at], times[at]

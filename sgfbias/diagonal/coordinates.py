@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete
-from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.coordinates import AbstractCoordinates, modified_drift
 from sgfbias.core.noise import Covariance
 from sgfbias.diagonal.potential import beta_from, xi_from
 
@@ -110,13 +110,11 @@ class DiagonalWeights(_DiagonalChart):
         def risk(w: Any) -> Array:
             return jnp.mean(problem.loss(problem.inputs @ (jnp.square(w[0]) - jnp.square(w[1])), problem.targets))
 
-        gradient = jax.grad(risk)((plus, minus))
-        _, curved = jax.jvp(jax.grad(risk), ((plus, minus),), (gradient,))
+        curved = modified_drift(risk, (plus, minus), step_size)
         _, extra = second_order_parts(
             position_xi=jnp.square(plus) + jnp.square(minus), problem=problem, beta=jnp.square(plus) - jnp.square(minus)
         )
-        half = -0.5 * step_size
-        return {"plus": half * curved[0], "minus": half * curved[1], "slope": 4 * step_size * (extra @ problem.inputs)}
+        return {"plus": curved[0], "minus": curved[1], "slope": 4 * step_size * (extra @ problem.inputs)}
 
 
 class LogWeights(_DiagonalChart):

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float
 
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.schedule import as_number
+from sgfbias.diagonal.certificate import per_feature, solve_psd, solver_tolerance
 from sgfbias.diagonal.potential import beta_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import _dual, _hessian, _per_feature, _solve_psd, continuation, solver_tolerance
+from sgfbias.diagonal.selection import _dual, _hessian, continuation
 
 
 class SolutionCurve(eqx.Module):
@@ -56,11 +57,11 @@ def solution_curve(problem: SparseRegression, log_alpha: Any, *, step_size: Any,
     **Raises:** `ValueError` for a grid that is not increasing, or no interpolating solution.
     """
     problem.require_interpolation()
-    start = _per_feature(log_alpha, "log_alpha", problem)
+    start = per_feature(log_alpha, "log_alpha", problem)
     S = jnp.asarray(integrals, problem.dtype)
     if S.ndim != 1 or S.shape[0] < 2 or (is_concrete(S) and (float(S[0]) < 0 or not (np.diff(np.asarray(S)) > 0).all())):
         raise ValueError("`integrals` must be an increasing array of at least two loss integrals, the first one >= 0")
-    rate = -2 * as_number(step_size, "step_size").astype(problem.dtype) * problem.h
+    rate = -2 * problem.pace * as_number(step_size, "step_size").astype(problem.dtype) * problem.h
     return _trace(problem, start, rate, S)
 
 
@@ -73,7 +74,7 @@ def _trace(problem: SparseRegression, start: Array, rate: Array, S: Array) -> So
     def point(nu: Array, log_alpha: Array) -> tuple[Array, Array]:
         u = 4 * (nu @ X)
         beta, xi = beta_from(log_alpha, u), xi_from(log_alpha, u)
-        moved = -_solve_psd(_hessian(X, xi), X @ (2 * beta * rate))
+        moved = -solve_psd(_hessian(X, xi), X @ (2 * beta * rate))
         return beta, 2 * beta * rate + 4 * xi * (moved @ X)
 
     def onward(carry: tuple[Array, Array], integral: Array) -> Any:

@@ -17,10 +17,11 @@ from sgfbias.core.checks import is_concrete
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
 from sgfbias.core.trajectory import Trajectory
+from sgfbias.diagonal.certificate import Selection, solver_tolerance
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.potential import bregman, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import Selection, select_many, solver_tolerance
+from sgfbias.diagonal.selection import select_many
 
 
 class Landing(eqx.Module):
@@ -70,7 +71,7 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
         jnp.atleast_1d(v)[None] if single and v.ndim else jnp.atleast_1d(v)
         for v in (runs.final["beta"], runs.final["log_alpha"], runs.diverged)
     )
-    step_size = jnp.asarray(step_size, problem.dtype)
+    step_size = jnp.asarray(step_size, problem.dtype) * problem.pace
     offset = jnp.broadcast_to(runs.network.offset.astype(problem.dtype), beta.shape)
     # A diverged seed solves the start's programme, so that it cannot hold up its tile, and is then marked.
     bad = diverged[:, None]
@@ -136,6 +137,11 @@ def _check(runs: Trajectory) -> Array | float:
         raise ValueError("isotropic noise leaves the row space of the data, so the limit is not the theorem's: simulate until convergence")
     if isinstance(noise, NoNoise):
         return 0.0
+    if dynamics.is_scheduled:
+        raise ValueError(
+            "the remaining shrinkage is derived for a constant step size, but step_size is a schedule: continue from runs.networks with a "
+            "constant one and land that, or simulate until the loss has converged (stop=...)"
+        )
     if not isinstance(noise, MeanLossNoise) or dynamics.order != 1:
         kind = type(noise).__name__ if dynamics.order == 1 else f"the order-{dynamics.order} flow"
         raise ValueError(

@@ -24,6 +24,8 @@ class SparseRegression(Problem):
     - `X` (n, d), `y` (n,). `beta_star` (d,): the truth, if known.
     - `covariance` (d, d): of the inputs, for the risk; default the identity.
     - `validation`: `(X_val (m, d), y_val (m,))`; then the validation error is measured on it.
+    - `loss_scale`: s in `L = s/n sum_i r_i^2`; 1/2 for papers that write 1/(2n). The flow at scale s and step size gamma is that at 1/4 and
+      `4 s gamma`, in `4 s` times the flow time: the loss integral is the same, and log alpha loses `8 s gamma h int L`.
 
     `validation_error` of a predictor is the mean squared error on the validation set if there is one, else
     `(beta - beta*)^T covariance (beta - beta*)`, which is `|beta - beta*|_2^2` for standard inputs; without either it is not declared.
@@ -35,7 +37,7 @@ class SparseRegression(Problem):
     covariance: Float[Array, "d d"] | None
     validation: tuple[Float[Array, "m d"], Float[Array, " m"]] | None
 
-    def __init__(self, X: Any, y: Any, beta_star: Any = None, *, covariance: Any = None, validation: Any = None):
+    def __init__(self, X: Any, y: Any, beta_star: Any = None, *, covariance: Any = None, validation: Any = None, loss_scale: float = 0.25):
         X = as_float_array(X, "X")
         if X.ndim != 2:
             raise ValueError(f"`X` must have shape (n, d), but has shape {X.shape}")
@@ -46,7 +48,9 @@ class SparseRegression(Problem):
         check_shape(y, "y", (n,))
         check_finite(X, "X")
         check_finite(y, "y")
-        super().__init__(X, y, loss=SquaredLoss(0.25))
+        if not (np.isfinite(loss_scale) and loss_scale > 0):
+            raise ValueError(f"`loss_scale` must be positive and finite, but is {loss_scale}")
+        super().__init__(X, y, loss=SquaredLoss(float(loss_scale)))
         if beta_star is not None:
             beta_star = as_float_array(beta_star, "beta_star").astype(X.dtype)
             check_shape(beta_star, "beta_star", (d,))
@@ -105,6 +109,11 @@ class SparseRegression(Problem):
     def d(self) -> int:
         """Number of features."""
         return self.inputs.shape[1]
+
+    @property
+    def pace(self) -> float:
+        """`4 s` for the loss `s/n sum_i r_i^2`: step sizes and flow times of the formulas, which have s = 1/4, are this much larger."""
+        return 4 * self.loss.scale
 
     @property
     def h(self) -> Float[Array, " d"]:

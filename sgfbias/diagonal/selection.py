@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sgfbias.core.checks import as_float_array, check_finite, is_concrete
 from sgfbias.core.tiles import tile_map
+from sgfbias.diagonal.certificate import Selection, certificate, per_feature, solve_psd, solver_tolerance
+from sgfbias.diagonal.deep_selection import select_deep
 from sgfbias.diagonal.potential import beta_from, potential, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
 
@@ -24,48 +25,33 @@ MAX_ITERATIONS = 2000
 NEAR = 0.03  # relative error from which Newton's method is trusted to finish
 
 
-class Selection(eqx.Module):
-    """A selected solution and the evidence for it.
-
-    - `beta` (d,), `multipliers` nu (n,).
-    - `feasibility`: `|X beta - y|_2 / |y|_2`. `stationarity`: `|(I - P)(arcsinh(beta/2 alpha^2) - offset)|_2`, relative to the norm of
-      what is projected, P the projector on the row space of X. `duality_gap`: primal minus dual value over the primal's scale; a few
-      units of rounding at the optimum. `iterations`: Newton steps. `converged`: whether the feasibility met the tolerance.
-    """
-
-    beta: Float[Array, " d"]
-    multipliers: Float[Array, " n"]
-    feasibility: Float[Array, ""]
-    stationarity: Float[Array, ""]
-    duality_gap: Float[Array, ""]
-    iterations: Array
-    converged: Array
-
-    def __repr__(self) -> str:
-        if not is_concrete(self.beta) or self.beta.ndim != 1:
-            return f"Selection(beta {self.beta.shape})"
-        return (
-            f"Selection(beta {self.beta.shape}, feasibility {float(self.feasibility):.1e}, stationarity {float(self.stationarity):.1e}, "
-            f"duality gap {float(self.duality_gap):.1e}, {int(self.iterations)} iterations, "
-            f"{'converged' if bool(self.converged) else 'NOT converged'})"
-        )
-
-
-def select(problem: SparseRegression, log_alpha: Any, *, offset: Any = 0.0, tolerance: float | None = None) -> Selection:
+def select(problem: SparseRegression, log_alpha: Any, *, offset: Any = 0.0, depth: int = 2, tolerance: float | None = None) -> Selection:
     """`argmin phi_alpha(beta)` over the solutions of `X beta = y`.
 
     Differentiable in X, y, log_alpha and offset by the implicit function theorem, any number of times, one n x n solve each; unbatched, use
     `jax.vmap` over log_alpha. Tested for alpha from 1e-100 to 1e4 and far below; duplicated rows are allowed.
 
-    **Arguments:** `log_alpha`: scalar or (d,). `offset`: scalar or (d,), `log(alpha_+/alpha_-)` of SGD's law, see
-    `Trajectory.final["offset"]`. `tolerance`: relative feasibility asked for, default 1e-12 in float64 and 1e-5 in float32.
+    **Arguments:** `log_alpha`: scalar or (d,). `offset`: scalar or (d,), `log(alpha_+/alpha_-)` of SGD's law or of an initialisation with
+    unequal weights, see `Trajectory.final["offset"]`. `depth`: of the network; above 2 the potential has two effective initialisations, and
+    `log_alpha` is a pair `(log_alpha_plus, log_alpha_minus)` or one value for both, from 1e-6 to 1e3. `tolerance`: relative feasibility
+    asked for, default 1e-12 in float64 and 1e-5 in float32, ten times that above depth 2.
 
-    **Raises:** `ValueError` if the system has no solution, log_alpha is not finite or has the wrong shape, or the tolerance is below what
-    the precision can reach.
+    **Raises:** `ValueError` if the system has no solution, log_alpha is not finite or has the wrong shape, the tolerance is below what
+    the precision can reach, or the depth is not a whole number >= 2.
     """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
+        raise ValueError(f"`depth` must be a whole number >= 2, but is {depth!r}")
     problem.require_interpolation()
-    log_alpha = _per_feature(log_alpha, "log_alpha", problem)
-    offset = _per_feature(offset, "offset", problem)
+    if depth > 2:
+        if not (isinstance(offset, float) and offset == 0):
+            raise ValueError(
+                "at depth 3 and above there is no offset: the two effective initialisations (log_alpha_plus, log_alpha_minus) say it all"
+            )
+        return select_deep(problem, log_alpha, depth, tolerance)
+    if isinstance(log_alpha, tuple):
+        raise ValueError("a pair of effective initialisations belongs to depth 3 and above; at depth 2 give one log_alpha, and offset=")
+    log_alpha = per_feature(log_alpha, "log_alpha", problem)
+    offset = per_feature(offset, "offset", problem)
     tolerance = solver_tolerance(tolerance, problem.dtype)
     return _select(problem.X, problem.y, log_alpha, offset, tolerance)
 
@@ -95,56 +81,17 @@ def _select_tile(X: Array, tile: tuple[Array, Array, Array], tolerance: float) -
     return jax.vmap(lambda y, log_alpha, offset: _select(X, y, log_alpha, offset, tolerance))(*tile)
 
 
-def solver_tolerance(tolerance: float | None, dtype: Any) -> float:
-    """The relative feasibility to ask for.
-
-    **Raises:** `ValueError` for one below four units of rounding.
-    """
-    eps = float(jnp.finfo(dtype).eps)
-    if tolerance is None:
-        return 1e-12 if eps < 1e-10 else 1e-5
-    if not tolerance >= 4 * eps:
-        raise ValueError(
-            f"tolerance={tolerance:g} is below what {jnp.dtype(dtype).name} can reach (about {4 * eps:.0e}); use a larger tolerance, or "
-            "float64 data with jax.config.update('jax_enable_x64', True)"
-        )
-    return float(tolerance)
-
-
 def certify(X: Array, y: Array, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: float) -> Selection:
     """The solution of multipliers `nu`, with its certificate computed from beta, not from nu."""
     u = 4 * (nu @ X) + offset
     beta = beta_from(log_alpha, u)
-    tiny = jnp.finfo(X.dtype).tiny
-    feasibility = jnp.linalg.norm(X @ beta - y) / jnp.maximum(jnp.linalg.norm(y), tiny)
     # Where beta underflows to 0 its arcsinh is lost, and any u in the flat part will do: the multipliers' own.
     slope = jnp.where(beta == 0, u, u_from(beta, log_alpha)) - offset
-    basis = row_space(X)
-    outside = slope - basis.T @ (basis @ slope)
-    stationarity = jnp.linalg.norm(outside) / jnp.maximum(jnp.linalg.norm(slope), tiny)
     # Primal phi(beta) - <offset, beta>/4 and dual <nu, y> - phi*(X^T nu + offset/4): equal at the optimum.
     primal = potential(beta, log_alpha) - jnp.vdot(offset, beta) / 4
     dual = jnp.vdot(nu, y) - jnp.sum(xi_from(log_alpha, u)) / 4
     scale = jnp.sum(jnp.abs(beta * u) + xi_from(log_alpha, u)) / 4
-    gap = jnp.abs(primal - dual) / jnp.maximum(scale, tiny)
-    return Selection(beta, nu, feasibility, stationarity, gap, iterations, feasibility <= tolerance)
-
-
-def row_space(X: Float[Array, "n d"]) -> Float[Array, "k d"]:
-    """Orthonormal rows spanning the row space of X, k = min(n, d); zero rows where X is rank-deficient."""
-    _, singular, rows = jnp.linalg.svd(jax.lax.stop_gradient(X), full_matrices=False)
-    keep = singular > singular[0] * max(X.shape) * jnp.finfo(X.dtype).eps
-    return jnp.where(keep[:, None], rows, 0)
-
-
-def _per_feature(value: Any, name: str, problem: SparseRegression) -> Array:
-    array = as_float_array(value, name).astype(problem.dtype)
-    check_finite(array, name)
-    if array.ndim not in (0, 1) or (array.ndim == 1 and array.shape[0] != problem.d):
-        raise ValueError(
-            f"`{name}` must be a scalar or have shape ({problem.d},), but has shape {array.shape}; for several at once use jax.vmap"
-        )
-    return jnp.broadcast_to(array, (problem.d,))
+    return certificate(X, y, beta, nu, slope, (primal, dual, scale), iterations, tolerance)
 
 
 class _Path(NamedTuple):
@@ -176,7 +123,7 @@ def _dual(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float)
         X, _, log_alpha, offset = primals
         _, moved = jax.jvp(lambda *p: _residual(nu, *p), primals, tangents)
         H = _hessian(X, xi_from(log_alpha, 4 * (nu @ X) + offset))
-        return nu, -_solve_psd(H, moved)
+        return nu, -solve_psd(H, moved)
 
     count = jax.lax.stop_gradient(_continue(*jax.lax.stop_gradient((X, y, log_alpha, offset)), tolerance)[1])
     return solve(X, y, log_alpha, offset), count
@@ -190,26 +137,10 @@ def _hessian(X: Array, xi: Array) -> Array:
     return 4 * (X * xi[None]) @ X.T
 
 
-def _solve_psd(H: Array, v: Array) -> Array:
-    """Solve with a positive semi-definite matrix whose rows differ in scale and may repeat: unit diagonal, tiny ridge, one refinement.
-
-    Directions below rounding are those in which beta hardly moves, so the ridge there does not change the solution.
-    """
-    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(H), jnp.finfo(H.dtype).tiny))
-    unit = H / (scale[:, None] * scale[None, :])
-    ridge = 8 * H.shape[0] * jnp.finfo(H.dtype).eps
-    factor = jax.scipy.linalg.cho_factor(unit + ridge * jnp.eye(H.shape[0], dtype=H.dtype))
-    scale = scale.reshape((-1,) + (1,) * (v.ndim - 1))
-    w = v / scale
-    x = jax.scipy.linalg.cho_solve(factor, w)
-    x = x + jax.scipy.linalg.cho_solve(factor, w - unit @ x)
-    return x / scale
-
-
 def _continue(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float) -> tuple[Array, Array]:
     """Multipliers by continuation from one uniform large alpha, where the equation is almost linear, to the asked one."""
     tiny = jnp.finfo(X.dtype).tiny
-    nu0 = _solve_psd(X @ X.T, y)
+    nu0 = solve_psd(X @ X.T, y)
     top = jnp.max(jnp.abs(nu0 @ X))
     start = jnp.maximum(0.5 * jnp.log(jnp.maximum(top, tiny)), jnp.max(log_alpha))
     start = jnp.where(top > 10 * tiny, start, jnp.max(log_alpha))
@@ -244,7 +175,7 @@ def continuation(
         g = X @ beta - y
         H = _hessian(X, xi)
         moved = X @ (2 * beta * slope + xi * tilt)
-        both = _solve_psd(H, jnp.stack([g, moved], axis=1))
+        both = solve_psd(H, jnp.stack([g, moved], axis=1))
         return -both[:, 0], -both[:, 1], jnp.linalg.norm(g) / size
 
     zero, one, infinite = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)

@@ -1,0 +1,262 @@
+r"""The diagonal linear network of depth p >= 3, `beta = w_+^p - w_-^p`, in two charts.
+
+With `c` the cotangent of core the weights move by `dw_+- = +-p w_+-^{p-1} X^T dc` (Itô), so with `Q = diag(X^T Cov(c) X)`
+
+    d w_+-^{2-p} = -+p (p-2) X^T dc + (p^2/2) (p-1)(p-2) w_+-^{p-2} Q dt:
+
+the sum of the first parts lies in the row space of X, and the second is what the noise adds to `A_+- = alpha_+-^{2-p}`, each sign its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sgfbias.core.coordinates import AbstractCoordinates, modified_drift
+from sgfbias.diagonal.coordinates import quadratic_variation
+from sgfbias.diagonal.network import check_features, initial_log_alpha, positive_weights
+
+
+class DeepDiagonalNetwork(eqx.Module):
+    """`f(x) = <beta, x>` with `beta = w_+^p - w_-^p`, p >= 3 (Pesme, Pillaud-Vivien, Flammarion 2021, appendix on depth p).
+
+    - `plus`, `minus` (d,): the weights. `log_alpha_plus`, `log_alpha_minus` (d,): the two effective initialisations, which are the weights
+      themselves at the start, and what the limit depends on: `select(problem, (log_alpha_plus, log_alpha_minus), depth=p)`.
+    """
+
+    plus: Float[Array, " d"]
+    minus: Float[Array, " d"]
+    log_alpha_plus: Float[Array, " d"]
+    log_alpha_minus: Float[Array, " d"]
+    depth: int = eqx.field(static=True)
+
+    @classmethod
+    def init(cls, *, depth: int, alpha: Any = None, log_alpha: Any = None, d: int | None = None, dtype: Any = None) -> DeepDiagonalNetwork:
+        """The network at `w_+ = w_- = alpha`; arguments as in `DiagonalNetwork.init`.
+
+        **Raises:** `ValueError` as there, or for a depth that is not a whole number >= 3.
+        """
+        value = initial_log_alpha(alpha, log_alpha, d, dtype)
+        return cls._at(jnp.exp(value), jnp.exp(value), depth)
+
+    @classmethod
+    def from_weights(cls, plus: Any, minus: Any, *, depth: int) -> DeepDiagonalNetwork:
+        """The network at positive weights `w_+`, `w_-`, each (d,).
+
+        **Raises:** `ValueError` for weights that are not positive and finite or differ in shape.
+        """
+        return cls._at(*positive_weights(plus, minus), depth)
+
+    @classmethod
+    def _at(cls, plus: Array, minus: Array, depth: int) -> DeepDiagonalNetwork:
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 3:
+            raise ValueError(f"`depth` must be a whole number >= 3 here, but is {depth!r}; depth 2 is DiagonalNetwork")
+        return cls(plus, minus, jnp.log(plus), jnp.log(minus), depth)
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return self.plus.shape[-1]
+
+    @property
+    def beta(self) -> Float[Array, " d"]:
+        """The linear predictor, (d,)."""
+        return self.plus**self.depth - self.minus**self.depth
+
+    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
+        """Output on one example."""
+        return x @ self.beta
+
+    def predict(self, inputs: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """Outputs on many examples."""
+        return inputs @ self.beta
+
+    def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
+        """`"mirror"`, the default for flows, or `"weights"`.
+
+        **Raises:** `ValueError` for other names, or mirror coordinates where the motion is defined in the weights.
+        """
+        check_features(self, problem)
+        if dynamics.weights_only:
+            if name not in (None, "weights"):
+                raise ValueError(
+                    f"{type(dynamics).__name__} moves the weights themselves: coordinates must be 'weights', but are {name!r}; "
+                    "mirror coordinates belong to first-order flows"
+                )
+            return DeepWeights(self, problem, dynamics)
+        if name not in (None, "mirror", "weights"):
+            raise ValueError(f"at depth {self.depth} coordinates must be 'mirror' or 'weights', but are {name!r}")
+        return DeepWeights(self, problem, dynamics) if name == "weights" else DeepMirror(self, problem, dynamics)
+
+    def observables(self) -> dict[str, Callable[[Any], Array]]:
+        """`beta`, `log_alpha_plus` and `log_alpha_minus`, each (d,)."""
+        return {"beta": _beta, "log_alpha_plus": _plus, "log_alpha_minus": _minus}
+
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Dimension names of the observables."""
+        return dict.fromkeys(("beta", "log_alpha_plus", "log_alpha_minus"), ("feature",))
+
+    def units(self) -> dict[str, str]:
+        """Units of the observables."""
+        return {"beta": "target / input", "log_alpha_plus": "log weight", "log_alpha_minus": "log weight"}
+
+
+def _beta(network: DeepDiagonalNetwork) -> Array:
+    return network.beta
+
+
+def _plus(network: DeepDiagonalNetwork) -> Array:
+    return network.log_alpha_plus
+
+
+def _minus(network: DeepDiagonalNetwork) -> Array:
+    return network.log_alpha_minus
+
+
+class _DeepChart(AbstractCoordinates):
+    """What both share: the start, and the law of `A_+-`."""
+
+    curved: ClassVar[bool] = True
+    network: DeepDiagonalNetwork
+    features: int | None = eqx.field(static=True)
+
+    def __init__(self, network: DeepDiagonalNetwork, problem: Any, dynamics: Any):
+        self.network = jax.tree.map(lambda leaf: leaf.astype(problem.dtype), network)
+        self.features = network.d
+
+    @property
+    def _start(self) -> tuple[Array, Array]:
+        power = 2 - self.network.depth
+        return jnp.exp(power * self.network.log_alpha_plus), jnp.exp(power * self.network.log_alpha_minus)
+
+    def _growth(self, weights: tuple[Array, Array], inputs: Array, covariance: Any) -> tuple[Array, Array]:
+        """`d A_+- / dt`."""
+        p = self.network.depth
+        rate = p**2 / 2 * (p - 1) * (p - 2) * quadratic_variation(inputs, covariance)
+        return rate * weights[0] ** (p - 2), rate * weights[1] ** (p - 2)
+
+    def _network(self, weights: tuple[Array, Array], barriers: tuple[Array, Array]) -> DeepDiagonalNetwork:
+        p = self.network.depth
+        return DeepDiagonalNetwork(*weights, jnp.log(barriers[0]) / (2 - p), jnp.log(barriers[1]) / (2 - p), p)
+
+
+class DeepMirror(_DeepChart):
+    """`c` in R^n and what the noise has added to `A_+-`: the span and the law of `A_+-` hold to rounding at any step size.
+
+    A step that leaves the box, `w_+-^{2-p} <= 0`, is NaN: the step size is too large there.
+    """
+
+    name: ClassVar[str] = "mirror"
+    data: Array
+    isotropic: bool = eqx.field(static=True)
+
+    def __init__(self, network: DeepDiagonalNetwork, problem: Any, dynamics: Any):
+        super().__init__(network, problem, dynamics)
+        self.data = problem.inputs
+        slopes, step = jax.ShapeDtypeStruct((problem.n,), problem.dtype), jax.ShapeDtypeStruct((), problem.dtype)
+        law = jax.eval_shape(lambda l, gamma: dynamics.noise.at(jnp.int32(0)).covariance(l, gamma), slopes, step)
+        self.isotropic = law.features is not None
+
+    def encode(self, network):
+        zero = jnp.zeros_like(self.network.plus)
+        return {"c": jnp.zeros_like(self.data[:, 0]), "plus": zero, "minus": zero, "features": zero if self.isotropic else None}
+
+    def _weights(self, position: Any) -> tuple[Array, Array]:
+        p, (plus, minus) = self.network.depth, self._start
+        along = position["c"] @ self.data
+        along = p * (p - 2) * (along if position["features"] is None else along + position["features"])
+        power = 1 / (2 - p)
+        return self._root(plus + position["plus"] - along, power), self._root(minus + position["minus"] + along, power)
+
+    @staticmethod
+    def _root(value: Array, power: float) -> Array:
+        inside = value > 0
+        return jnp.where(inside, jnp.where(inside, value, 1) ** power, jnp.nan)
+
+    def decode(self, position):
+        plus, minus = self._start
+        return self._network(self._weights(position), (plus + position["plus"], minus + position["minus"]))
+
+    def linearise(self, position, inputs):
+        plus, minus = self._weights(position)
+        still = jax.tree.map(jnp.zeros_like, position)
+        return inputs @ (plus**self.network.depth - minus**self.network.depth), lambda cotangent: {**still, "c": cotangent}
+
+    def drift_correction(self, position, inputs, covariance):
+        plus, minus = self._growth(self._weights(position), inputs, covariance)
+        return {**jax.tree.map(jnp.zeros_like, position), "plus": plus, "minus": minus}
+
+    def pull_features(self, position, cotangent):
+        return {**jax.tree.map(jnp.zeros_like, position), "features": cotangent}
+
+
+class DeepWeights(_DeepChart):
+    """`(w_+, w_-)`, with `A_+-` from its law along a flow, where Euler's error shows, or from the weights' own sum for an algorithm.
+
+    An algorithm has no noise of its own to follow: `A_+- = w_+-^{2-p} +- p (p-2) X^T c` with the c that it has moved along, which is what
+    its limit depends on.
+    """
+
+    name: ClassVar[str] = "weights"
+    by_law: bool = eqx.field(static=True)
+
+    def __init__(self, network: DeepDiagonalNetwork, problem: Any, dynamics: Any):
+        super().__init__(network, problem, dynamics)
+        self.by_law = not dynamics.weights_only
+
+    def encode(self, network):
+        zero = jnp.zeros_like(self.network.plus)
+        book = {"grown_plus": zero, "grown_minus": zero} if self.by_law else {"slope": zero}
+        return {"plus": self.network.plus, "minus": self.network.minus, **book}
+
+    def decode(self, position):
+        weights, p = (position["plus"], position["minus"]), self.network.depth
+        plus, minus = self._start
+        if self.by_law:
+            return self._network(weights, (plus + position["grown_plus"], minus + position["grown_minus"]))
+        now = weights[0] ** (2 - p), weights[1] ** (2 - p)
+        # What they started from enters as a difference, so that nothing moves while the weights do not.
+        began = self.network.plus ** (2 - p), self.network.minus ** (2 - p)
+        return self._network(weights, (plus + (now[0] - began[0] + position["slope"]), minus + (now[1] - began[1] - position["slope"])))
+
+    def split(self, position):
+        moving = {"plus": position["plus"], "minus": position["minus"]}
+        return moving, {key: value for key, value in position.items() if key not in moving}
+
+    def join(self, parameters, rest):
+        return {**parameters, **rest}
+
+    def _move(self, position: Any, along: Array, slope: Array) -> Any:
+        p = self.network.depth
+        moved = {"plus": p * position["plus"] ** (p - 1) * along, "minus": -p * position["minus"] ** (p - 1) * along}
+        still = jax.tree.map(jnp.zeros_like, position)
+        return {**still, **moved} if self.by_law else {**moved, "slope": p * (p - 2) * slope}
+
+    def linearise(self, position, inputs):
+        p = self.network.depth
+
+        def pull(cotangent: Array) -> Any:
+            along = cotangent @ inputs
+            return self._move(position, along, along)
+
+        return inputs @ (position["plus"] ** p - position["minus"] ** p), pull
+
+    def pull_features(self, position, cotangent):
+        return self._move(position, cotangent, jnp.zeros_like(cotangent))
+
+    def drift_correction(self, position, inputs, covariance):
+        plus, minus = self._growth((position["plus"], position["minus"]), inputs, covariance)
+        return {**jax.tree.map(jnp.zeros_like, position), "grown_plus": plus, "grown_minus": minus}
+
+    def second_order_drift(self, position, problem, step_size):
+        p, (weights, _) = self.network.depth, self.split(position)
+
+        def risk(w: Any) -> Array:
+            return jnp.mean(problem.loss(problem.inputs @ (w["plus"] ** p - w["minus"] ** p), problem.targets))
+
+        return {**jax.tree.map(jnp.zeros_like, position), **modified_drift(risk, weights, step_size)}

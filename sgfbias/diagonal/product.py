@@ -1,0 +1,90 @@
+"""The parametrisation `beta = u v`: the same trajectories as the diagonal network's, in other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sgfbias.core.checks import as_float_array, check_finite, check_shape
+from sgfbias.diagonal.network import DiagonalNetwork, initial_log_alpha
+
+
+class ProductNetwork(eqx.Module):
+    """`f(x) = <u v, x>`, in its own weights u, v (d,): Even, Pesme, Gunasekar, Flammarion 2023; Pesme, Flammarion 2023.
+
+    With `w_+- = (u +- v)/2` it is `beta = w_+^2 - w_-^2`: under the loss `1/(2n) sum r_i^2` (`SparseRegression(..., loss_scale=1/2)`) it moves
+    exactly as that network does under `1/(4n) sum r_i^2`, with one step size and one recursion, for every algorithm and flow that does not
+    single out coordinates. Their `u_0 = sqrt(2) alpha_E, v_0 = 0` is `w_+- = alpha_E / sqrt(2)`.
+    """
+
+    u: Float[Array, " d"]
+    v: Float[Array, " d"]
+
+    def __init__(self, u: Any, v: Any):
+        self.u, self.v = as_float_array(u, "u"), as_float_array(v, "v")
+        if self.u.ndim != 1:
+            raise ValueError(f"`u` must have shape (d,), but has shape {self.u.shape}")
+        check_shape(self.v, "v", self.u.shape)
+        check_finite(self.u, "u")
+        check_finite(self.v, "v")
+
+    @classmethod
+    def init(cls, *, alpha: Any = None, log_alpha: Any = None, d: int | None = None, dtype: Any = None) -> ProductNetwork:
+        """`u = sqrt(2) alpha, v = 0`, their alpha; arguments as in `DiagonalNetwork.init`, whose alpha is smaller by `sqrt(2)`."""
+        scale = jnp.exp(initial_log_alpha(alpha, log_alpha, d, dtype))
+        return cls(2**0.5 * scale, jnp.zeros_like(scale))
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return self.u.shape[-1]
+
+    @property
+    def beta(self) -> Float[Array, " d"]:
+        """The linear predictor, (d,)."""
+        return self.u * self.v
+
+    @property
+    def log_alpha(self) -> Float[Array, " d"]:
+        """The effective initialisation in the convention of `DiagonalNetwork` and `select`: `log(|u^2 - v^2| / 4) / 2`, (d,)."""
+        plus, minus = jnp.abs(self.u + self.v), jnp.abs(self.u - self.v)
+        return (jnp.log(plus) + jnp.log(minus)) / 2 - jnp.log(2.0).astype(plus.dtype)
+
+    def diagonal(self) -> DiagonalNetwork:
+        """The same network as `w_+^2 - w_-^2`, which has mirror coordinates.
+
+        **Raises:** `ValueError` where `u = +-v`: one of the two weights is 0 there.
+        """
+        return DiagonalNetwork.from_weights((self.u + self.v) / 2, (self.u - self.v) / 2)
+
+    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
+        """Output on one example."""
+        return x @ self.beta
+
+    def predict(self, inputs: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """Outputs on many examples."""
+        return inputs @ self.beta
+
+    def observables(self) -> dict[str, Callable[[Any], Array]]:
+        """`beta` and `log_alpha`, each (d,)."""
+        return {"beta": _beta, "log_alpha": _log_alpha}
+
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Dimension names of the observables."""
+        return dict.fromkeys(("beta", "log_alpha"), ("feature",))
+
+    def units(self) -> dict[str, str]:
+        """Units of the observables."""
+        return {"beta": "target / input", "log_alpha": "log weight"}
+
+
+def _beta(network: ProductNetwork) -> Array:
+    return network.beta
+
+
+def _log_alpha(network: ProductNetwork) -> Array:
+    return network.log_alpha
