@@ -270,7 +270,7 @@ class _IterationTerm(dfx.AbstractTerm):
         inputs, targets = (problem.inputs, problem.targets) if index is None else (problem.inputs[index], problem.targets[index])
         outputs, pull = coordinates.linearise(position, inputs)
         slope = self._slopes(step, outputs, targets)
-        count = problem.n if index is None else dynamics.batch_size
+        count = dynamics.batch_size or problem.n
         if dynamics.transformation is not None:
             position, memory = self._transformed(position, memory, pull(slope / count), gamma, jnp.mean(problem.loss(outputs, targets)))
         elif dynamics.momentum is not None:
@@ -308,7 +308,7 @@ class _IterationTerm(dfx.AbstractTerm):
         if dynamics.l == 1:
             return slope
         root = math.sqrt(2 * dynamics.l - 1)
-        coefficients = jnp.repeat(jnp.asarray([(1 + root) / 2, (1 - root) / 2], dtype), dynamics.batch_size)
+        coefficients = jnp.repeat(jnp.asarray([(1 + root) / 2, (1 - root) / 2], dtype), outputs.shape[0] // 2)
         return slope * coefficients.reshape(-1, *(1,) * (slope.ndim - 1))
 
     def _transformed(self, position: Any, memory: Any, gradient: Any, gamma: Array, loss: Array) -> Any:

@@ -92,7 +92,7 @@ def simulate(
     else:
         count = _count_steps(steps, t1, dynamics, clock)
         raw = _stepped(
-            dynamics, chart, network, problem, solver, observe, finish, record.times, count, keys, stop, chunk, reporter(progress)
+            dynamics, chart, network, problem, solver, observe, finish, record.times, count, clock, keys, stop, chunk, reporter(progress)
         )
 
     may_stall = dynamics.is_stochastic or not dynamics.is_flow  # a gradient flow on a plateau will leave it
@@ -291,13 +291,13 @@ def _stepped(
     finish: Observe,
     times: Any,
     steps: int,
+    clock: Clock,
     keys: Array | None,
     stop: float | None,
     chunk: int,
     report: Reporter,
 ) -> dict[str, Any]:
     """Fixed steps: tiles of seeds x chunks of steps."""
-    clock = dynamics.clock
     if not isinstance(times, int | np.integer) and not is_concrete(clock):
         raise ValueError("recorded flow times need a concrete dt: under jit or grad give the number of times, or dt outside the trace")
     recorded = step_grid(times, steps, clock, problem.dtype)
@@ -331,11 +331,11 @@ def _stepped(
         "series": jax.tree.map(lambda v: jnp.asarray(_host(v).take(v, pick, axis=axis)), values),
         "final": jax.tree.map(jnp.asarray, final),
         "networks": jax.tree.map(jnp.asarray, networks),
-        "finite": finite,
+        "finite": jnp.asarray(finite),
         "times": jnp.asarray(times[pick], problem.dtype),
         "steps": jnp.asarray(recorded),
         "stop_time": jnp.asarray(reached, problem.dtype),
-        "averages": ((half - first) / (t_half - t_first + tiny), (last - half) / (t_last - t_half + tiny)),
+        "averages": (jnp.asarray((half - first) / (t_half - t_first + tiny)), jnp.asarray((last - half) / (t_last - t_half + tiny))),
     }
 
 

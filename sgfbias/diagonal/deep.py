@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from sgfbias.core.coordinates import AbstractCoordinates, modified_drift
 from sgfbias.diagonal.coordinates import quadratic_variation
-from sgfbias.diagonal.network import check_features, initial_log_alpha, positive_weights
+from sgfbias.diagonal.initial import check_features, initial_log_alpha, positive_weights
 
 
 class DeepDiagonalNetwork(eqx.Module):

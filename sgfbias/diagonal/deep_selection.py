@@ -72,7 +72,7 @@ def slope_of(beta: Float[Array, " d"], A: tuple[Array, Array], depth: int) -> Fl
     # Convex for theta >= 0, so Newton's method comes down to the root from above: (1 + e^{2 theta})^q is at least 1 + beta s^q there.
     above = jnp.log1p(size) / (2 * q)
 
-    def newton(_: int, theta: Array) -> Array:
+    def newton(_: Any, theta: Array) -> Array:
         up, down = jax.nn.softplus(2 * theta), jax.nn.softplus(-2 * theta)
         slope = 2 * q * (jnp.exp((q - 1) * up + 2 * theta) + jnp.exp((q - 1) * down - 2 * theta))
         return theta - (jnp.exp(q * down) * jnp.expm1(2 * q * theta) - size) / slope
@@ -91,7 +91,7 @@ def deep_dual_potential(z: Float[Array, " d"], A: tuple[Array, Array], depth: in
     return _conjugate(_place(z, A), depth)
 
 
-def deep_potential(beta: Float[Array, " d"], log_alpha_plus: Array, log_alpha_minus: Array, depth: int) -> Float[Array, ""]:
+def deep_potential(beta: Float[Array, " d"], log_alpha_plus: Any, log_alpha_minus: Any, depth: int) -> Float[Array, ""]:
     """`phi(beta) = <z, beta> - phi*(z)` at `z = h^{-1}(beta)`, for effective initialisations of either sign, scalars or (d,)."""
     A = _barriers((jnp.broadcast_to(log_alpha_plus, beta.shape), jnp.broadcast_to(log_alpha_minus, beta.shape)), depth)
     z = slope_of(beta, A, depth)
@@ -155,7 +155,7 @@ class _Iterate(NamedTuple):
     best: tuple[Array, _Place]
     best_error: Array
     stale: Array
-    count: Array
+    steps: Array
 
 
 def _newton(X: Array, y: Array, A: tuple[Array, Array], depth: int, tolerance: float) -> tuple[Array, _Place, Array]:
@@ -188,12 +188,12 @@ def _newton(X: Array, y: Array, A: tuple[Array, Array], depth: int, tolerance: f
         better = error < state.best_error
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), (nu, at), state.best)
         stale = jnp.where((error < 0.1) & (error > 0.9 * state.best_error), state.stale + 1, state.stale)
-        return _Iterate(nu, at, best, jnp.minimum(error, state.best_error), stale, state.count + 1)
+        return _Iterate(nu, at, best, jnp.minimum(error, state.best_error), stale, state.steps + 1)
 
     goal = jnp.maximum(tolerance / 10, 2 * eps)
     start = (jnp.zeros_like(y), _place(jnp.zeros_like(A[0]), A))
     infinite = jnp.full((), jnp.inf, X.dtype)
     begin = _Iterate(*start, start, infinite, jnp.int32(0), jnp.int32(0))
-    end = jax.lax.while_loop(lambda s: (s.best_error > goal) & (s.stale < 20) & (s.count < NEWTON_STEPS), advance, begin)
+    end = jax.lax.while_loop(lambda s: (s.best_error > goal) & (s.stale < 20) & (s.steps < NEWTON_STEPS), advance, begin)
     nu, at = end.best
-    return nu / rows, at, end.count
+    return nu / rows, at, end.steps

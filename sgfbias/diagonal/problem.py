@@ -33,6 +33,7 @@ class SparseRegression(Problem):
     **Raises:** `ValueError` for shapes that disagree, no examples, NaN or infinity, or a covariance that is not symmetric and positive.
     """
 
+    loss_scale: float = eqx.field(static=True)
     beta_star: Float[Array, " d"] | None
     covariance: Float[Array, "d d"] | None
     validation: tuple[Float[Array, "m d"], Float[Array, " m"]] | None
@@ -51,6 +52,7 @@ class SparseRegression(Problem):
         if not (np.isfinite(loss_scale) and loss_scale > 0):
             raise ValueError(f"`loss_scale` must be positive and finite, but is {loss_scale}")
         super().__init__(X, y, loss=SquaredLoss(float(loss_scale)))
+        self.loss_scale = float(loss_scale)
         if beta_star is not None:
             beta_star = as_float_array(beta_star, "beta_star").astype(X.dtype)
             check_shape(beta_star, "beta_star", (d,))
@@ -113,7 +115,7 @@ class SparseRegression(Problem):
     @property
     def pace(self) -> float:
         """`4 s` for the loss `s/n sum_i r_i^2`: step sizes and flow times of the formulas, which have s = 1/4, are this much larger."""
-        return 4 * self.loss.scale
+        return 4 * self.loss_scale
 
     @property
     def h(self) -> Float[Array, " d"]:

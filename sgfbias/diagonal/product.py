@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sgfbias.core.checks import as_float_array, check_finite, check_shape
-from sgfbias.diagonal.network import DiagonalNetwork, initial_log_alpha
+from sgfbias.diagonal.initial import initial_log_alpha
+from sgfbias.diagonal.network import DiagonalNetwork
 
 
 class ProductNetwork(eqx.Module):

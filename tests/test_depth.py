@@ -1,0 +1,178 @@
+"""Depth p >= 3, unequal weights, and the product parametrisation, each against its law."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import network, outside_row_space, rms, slope, small_problem
+
+import sgfbias as sgf
+from sgfbias.diagonal.deep_selection import deep_potential
+
+GAMMA = 0.02
+
+
+def chosen(problem, runs, depth=3):
+    pair = (runs.final["log_alpha_plus"], runs.final["log_alpha_minus"])
+    return jax.vmap(lambda plus, minus: sgf.select(problem, (plus, minus), depth=depth).beta)(*pair)
+
+
+def middle(problem, runs, depth=3):
+    """The control: one effective initialisation, the mean of the two."""
+    mean = (runs.final["log_alpha_plus"] + runs.final["log_alpha_minus"]) / 2
+    return jax.vmap(lambda one: sgf.select(problem, one, depth=depth).beta)(mean)
+
+
+def test_depth_three_ends_where_the_programme_says_as_dt_falls():
+    """In weights, where nothing of it holds by construction; with one effective initialisation instead of two the gap stays."""
+    problem, net, widths = small_problem(), sgf.DiagonalNetwork.init(alpha=0.3, d=25, depth=3), (1, 1 / 4, 1 / 16)
+    gaps, stalled = [], []
+    for width in widths:
+        flow = sgf.StochasticGradientFlow(GAMMA, dt=width * GAMMA, brownian_dt=GAMMA / 16)
+        runs = sgf.simulate(flow, net, problem, keys=sgf.seeds(0, 16), t1=200.0, coordinates="weights")
+        assert float(runs.final["loss"].max()) < 1e-11
+        gaps.append(rms(chosen(problem, runs) - runs.final["beta"]))
+        stalled.append(rms(middle(problem, runs) - runs.final["beta"]))
+    assert slope(widths, gaps) > 0.4
+    assert stalled[-1] > 4 * gaps[-1], "one effective initialisation is not enough"
+    assert slope(widths[1:], stalled[1:]) < 0.25
+
+
+@pytest.mark.parametrize("noise", [sgf.MeanLossNoise(), sgf.MinibatchNoise(2)], ids=["mean-loss", "minibatch"])
+def test_depth_three_in_mirror_coordinates_is_the_programme_at_any_time(noise):
+    """On its own fibre, at finite time; and the weights chart approaches it on one path."""
+    problem, net = small_problem(), sgf.DiagonalNetwork.init(alpha=0.3, d=25, depth=3)
+    flow = sgf.StochasticGradientFlow(GAMMA, noise)
+    runs = sgf.simulate(flow, net, problem, keys=sgf.seeds(0, 4), steps=600)
+    for i in range(2):
+        fibre = sgf.SparseRegression(problem.X, problem.X @ runs.final["beta"][i])
+        pair = runs.final["log_alpha_plus"][i], runs.final["log_alpha_minus"][i]
+        np.testing.assert_allclose(sgf.select(fibre, pair, depth=3).beta, runs.final["beta"][i], atol=1e-10)
+    gaps = []
+    for width in (1, 1 / 8):
+        fine = sgf.StochasticGradientFlow(GAMMA, noise, dt=width * GAMMA, brownian_dt=GAMMA / 8)
+        both = [
+            sgf.simulate(fine, net, problem, keys=sgf.seeds(0, 8), t1=12.0, coordinates=c, record=sgf.Record(times=2)).networks
+            for c in ("mirror", "weights")
+        ]
+        gaps.append(rms(both[0].plus - both[1].plus))
+    assert gaps[1] < 0.6 * gaps[0]
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_deep_sgd_ends_where_its_own_effective_initialisations_say(depth):
+    problem, net = small_problem(), sgf.DiagonalNetwork.init(alpha=0.5, d=25, depth=depth)
+    runs = sgf.simulate(sgf.StochasticGradientDescent(GAMMA), net, problem, keys=sgf.seeds(0, 3), steps=30_000, stop=1e-22)
+    assert float(runs.final["loss"].max()) <= 1e-22
+    np.testing.assert_allclose(chosen(problem, runs, depth), runs.final["beta"], atol=1e-9)
+    assert rms(middle(problem, runs, depth) - runs.final["beta"]) > 1e-4, "control"
+
+
+@pytest.mark.parametrize("depth", [3, 5])
+def test_deep_gradient_flow_from_unequal_weights(depth):
+    problem, rng = small_problem(), np.random.default_rng(0)
+    plus, minus = rng.uniform(0.2, 0.6, 25), rng.uniform(0.2, 0.6, 25)
+    net = sgf.DeepDiagonalNetwork.from_weights(plus, minus, depth=depth)
+    runs = sgf.simulate(sgf.GradientFlow(), net, problem, t1=3000.0)
+    assert float(runs.final["loss"]) < 1e-18
+    np.testing.assert_allclose(sgf.select(problem, (np.log(plus), np.log(minus)), depth=depth).beta, runs.final["beta"], atol=1e-7)
+    wrong = sgf.select(problem, (np.log(minus), np.log(plus)), depth=depth).beta
+    assert rms(wrong - runs.final["beta"]) > 1e-3, "control: the signs exchanged"
+
+
+def test_gradient_flow_from_unequal_weights_at_depth_two():
+    problem, rng = small_problem(), np.random.default_rng(1)
+    net = sgf.DiagonalNetwork.from_weights(rng.uniform(0.1, 0.5, 25), -rng.uniform(0.1, 0.5, 25))
+    np.testing.assert_allclose(net.beta, np.exp(2 * net.log_alpha) * 2 * np.sinh(net.log_ratio), rtol=1e-12)
+    runs = sgf.simulate(sgf.GradientFlow(), net, problem, t1=3000.0, coordinates="weights")
+    landed = sgf.select(problem, net.log_alpha, offset=net.offset).beta
+    np.testing.assert_allclose(landed, runs.final["beta"], atol=1e-7)
+    np.testing.assert_allclose(sgf.land(sgf.simulate(sgf.GradientFlow(), net, problem, t1=1.0)).beta, landed, atol=1e-7)
+    assert rms(sgf.select(problem, net.log_alpha).beta - landed) > 1e-3, "control: without the offset"
+
+
+@pytest.mark.parametrize("depth", [3, 4, 6])
+@pytest.mark.parametrize("alpha", [1e3, 1.0, 0.1, 1e-3, 1e-6])
+def test_certificate_at_depth(depth, alpha):
+    problem = small_problem()
+    found = sgf.select(problem, np.log(alpha), depth=depth)
+    assert bool(found.converged)
+    assert float(found.stationarity) < 1e-10
+    if alpha >= 0.1:
+        assert float(found.duality_gap) < 1e-10
+    l1, l2 = sgf.minimum_l1(problem), sgf.minimum_l2(problem)
+    if alpha == 1e3:
+        np.testing.assert_allclose(found.beta, l2, atol=1e-9)
+    if alpha == 1e-6:
+        np.testing.assert_allclose(jnp.sum(jnp.abs(found.beta)), jnp.sum(jnp.abs(l1)), rtol=1e-6)
+
+
+def test_deep_programme_is_the_minimum_of_its_potential():
+    """phi at the solution is below phi at feasible neighbours; the gradient of phi is h^{-1}; and the implicit derivative."""
+    problem, pair = small_problem(), (np.log(0.2), np.log(0.3))
+    best = sgf.select(problem, pair, depth=3)
+    here = float(deep_potential(best.beta, *pair, 3))
+    null = np.linalg.svd(np.asarray(problem.X))[2][10:]
+    for seed in range(5):
+        step = null.T @ np.random.default_rng(seed).normal(size=15)
+        for size in (1e-3, 0.3):
+            assert float(deep_potential(best.beta + size * step, *pair, 3)) > here
+    h = 1e-5
+    e = np.zeros(25)
+    e[3] = h
+    numeric = (deep_potential(best.beta + e, *pair, 3) - deep_potential(best.beta - e, *pair, 3)) / (2 * h)
+    # beta = (A_+ - z)^-3 - (A_- + z)^-3 with z = grad phi
+    z = float(numeric)
+    np.testing.assert_allclose((1 / 0.2 - z) ** -3 - (1 / 0.3 + z) ** -3, best.beta[3], rtol=1e-6)
+
+    def outcome(t):
+        return problem.validation_error(sgf.select(problem, (pair[0] + t, pair[1] - t * jnp.linspace(0.0, 1.0, 25)), depth=3).beta)
+
+    np.testing.assert_allclose(jax.grad(outcome)(0.0), (outcome(h) - outcome(-h)) / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gd", "sgd", "flow"])
+def test_product_network_moves_as_the_diagonal_network(kind):
+    """`u v` under 1/(2n) and `w_+^2 - w_-^2` under 1/(4n): one trajectory, with alpha smaller by sqrt 2."""
+    problem, alpha = small_problem(), 0.2
+    doubled = sgf.SparseRegression(problem.X, problem.y, problem.beta_star, loss_scale=0.5)
+    dynamics, keys = {
+        "gd": (sgf.GradientDescent(GAMMA), None),
+        "sgd": (sgf.StochasticGradientDescent(GAMMA, 2), sgf.seeds(0, 3)),
+        "flow": (sgf.StochasticGradientFlow(GAMMA, sgf.MinibatchNoise(1)), sgf.seeds(0, 3)),
+    }[kind]
+    product = sgf.ProductNetwork.init(alpha=alpha, d=25)
+    np.testing.assert_allclose(product.diagonal().log_alpha, np.log(alpha / 2**0.5), rtol=1e-12)
+    runs = [
+        sgf.simulate(dynamics, net, p, keys=keys, steps=500, coordinates="weights")
+        for net, p in ((product, doubled), (network(alpha / 2**0.5), problem))
+    ]
+    np.testing.assert_allclose(runs[0].final["beta"], runs[1].final["beta"], rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(runs[0].final["log_alpha"], runs[1].final["log_alpha"], atol=1e-9)
+    np.testing.assert_allclose(runs[0].final["loss_integral"], 2 * runs[1].final["loss_integral"], rtol=1e-9)
+
+
+def test_a_loss_scale_is_a_change_of_step_size_and_time():
+    problem, keys = small_problem(), sgf.seeds(0, 3)
+    doubled = sgf.SparseRegression(problem.X, problem.y, problem.beta_star, loss_scale=0.5)
+    runs = sgf.simulate(sgf.StochasticGradientFlow(GAMMA), network(), doubled, keys=keys, steps=800)
+    same = sgf.simulate(sgf.StochasticGradientFlow(2 * GAMMA), network(), problem, keys=keys, steps=800)
+    np.testing.assert_allclose(runs.final["beta"], same.final["beta"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(runs.final["loss_integral"], same.final["loss_integral"], rtol=1e-9)
+    np.testing.assert_allclose(sgf.land(runs).beta, sgf.land(same).beta, atol=1e-9)
+    curves = [
+        sgf.solution_curve(p, np.log(0.1), step_size=g, integrals=[0.0, 1.0, 2.0]).beta for p, g in ((doubled, GAMMA), (problem, 2 * GAMMA))
+    ]
+    np.testing.assert_allclose(*curves, atol=1e-9)
+
+
+def test_isotropic_noise_breaks_the_span_at_depth_three_too():
+    problem, net = small_problem(), sgf.DiagonalNetwork.init(alpha=0.3, d=25, depth=3)
+
+    def outside(noise):
+        runs = sgf.simulate(sgf.StochasticGradientFlow(GAMMA, noise), net, problem, keys=sgf.seeds(0, 4), steps=300)
+        z = np.exp(-np.asarray(runs.final["log_alpha_plus"])) - 1 / np.asarray(runs.networks.plus)
+        return outside_row_space(problem.X, z)
+
+    assert outside(sgf.MeanLossNoise()).max() < 1e-9
+    assert outside(sgf.MeanLossNoise() + sgf.IsotropicNoise(0.5)).min() > 1e-3
