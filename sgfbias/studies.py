@@ -6,7 +6,10 @@ import importlib
 from typing import Any
 
 # Each module has `Config`, a frozen dataclass, and run(config, say=...), claims(dataset), plot(dataset).
-STUDIES = {"diagonal": "sgfbias.diagonal.study"}
+STUDIES = {
+    "diagonal": "sgfbias.diagonal.study",
+    "weak-error": "sgfbias.diagonal.weak_error",
+}
 
 
 def study_named(name: str) -> Any:

@@ -30,3 +30,8 @@ def slope(widths, errors):
 
 def rms(v):
     return float(np.sqrt(np.mean(np.square(np.asarray(v)))))
+
+
+def same(a, b):
+    """Equal bit for bit."""
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)

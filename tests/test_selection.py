@@ -114,7 +114,7 @@ def test_float32_selects_within_its_precision():
     np.testing.assert_allclose(low.beta, sgf.select(problem, np.log(0.05)).beta, atol=1e-4)
 
 
-SHAPES = st.sampled_from([(1, 1), (1, 6), (4, 4), (3, 9), (6, 12)])
+SHAPES = st.sampled_from([(1, 1), (4, 4), (3, 9)])
 CASES = {
     "shape": SHAPES,
     "seed": st.integers(0, 10_000),
@@ -152,8 +152,8 @@ def test_selection_properties(alpha, **case):
 NOISES = [sgf.MeanLossNoise(), sgf.MinibatchNoise(1)]
 
 
-@hypothesis.given(noise=st.sampled_from(NOISES), **{**CASES, "shape": st.sampled_from([(1, 6), (4, 4), (3, 9)])})
-@hypothesis.settings(max_examples=6)
+@hypothesis.given(noise=st.sampled_from(NOISES), **{**CASES, "shape": st.just((3, 9))})
+@hypothesis.settings(max_examples=5)
 def test_flow_invariants_on_any_problem(noise, **case):
     """Log coordinates keep the span and the product law of w_+ w_-; mirror coordinates move the same network."""
     problem = build(**case)

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import small_problem
 
 from sgfbias import cli, store
 from sgfbias.core.claim import broken, kolmogorov, median_interval
@@ -18,7 +19,9 @@ SMALL = ["--seeds", "64", "--steps", "3000", "--n", "20", "--d", "50", "--sparsi
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    code = cli.main(["run", "diagonal", *SMALL, "--out", str(out), "--quiet"])
+    problem = small_problem(n=20, d=50)
+    np.savez(out / "data.npz", X=problem.X, y=problem.y, beta_star=problem.beta_star)
+    code = cli.main(["run", "diagonal", *SMALL, "--data", str(out / "data.npz"), "--out", str(out), "--quiet"])
     return out, code, store.load(out / "study.zarr")
 
 
@@ -83,16 +86,12 @@ def test_every_claim_can_fail(run, name):
     assert any(words in statement for statement in failed), failed
 
 
-def test_own_data_without_truth_is_not_applicable_not_failed(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(20, 50))
-    np.savez(tmp_path / "data.npz", X=X, y=X[:, 0] - 0.5 * X[:, 3])
-    options = [*SMALL, "--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "out"), "--format", "json"]
-    cli.main(["run", "diagonal", *options])
-    report = json.loads(capsys.readouterr().out)
-    rows = [row for row in report["claims"] if "below GD" in row["statement"]]
-    assert [row["verdict"] for row in rows] == ["not applicable"] * 2
-    assert all("no beta_star" in row["reason"] for row in rows)
+def test_own_data_without_truth_is_not_applicable_not_failed(run):
+    dataset = run[2].drop_vars([name for name in run[2].data_vars if "validation" in str(name) or name == "beta_star"])
+    rows = [claim for claim in study.claims(dataset) if "below GD" in claim.statement]
+    assert [row.verdict for row in rows] == ["not applicable"] * 2
+    assert all("no beta_star" in row.reason for row in rows)
+    assert study.plot(dataset) is not None
 
 
 BAD = {

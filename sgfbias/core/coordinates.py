@@ -74,7 +74,7 @@ class Weights(AbstractCoordinates):
     features: int | None = None
 
     def __init__(self, network: Any, dtype: Any, *, trainable: Any = True, microbatch: int | None = None):
-        self.frozen, self.features, self.dtype = _cast(_frozen_part(network, trainable), dtype), None, dtype
+        self.frozen, self.features, self.dtype = cast(_frozen_part(network, trainable), dtype), None, dtype
         if microbatch is not None and (not isinstance(microbatch, int | np.integer) or microbatch < 1):
             raise ValueError(f"`microbatch` must be a whole number of examples >= 1, but is {microbatch!r}")
         self.microbatch = microbatch
@@ -82,7 +82,7 @@ class Weights(AbstractCoordinates):
     def encode(self, network):
         # The frozen part says which arrays move: those it lacks.
         moving = jax.tree.map(lambda own, kept: own if kept is None else None, network, self.frozen, is_leaf=lambda x: x is None)
-        return _cast(moving, self.dtype)
+        return cast(moving, self.dtype)
 
     def decode(self, position):
         return eqx.combine(position, self.frozen)
@@ -119,7 +119,8 @@ def modified_drift(risk: Callable[[Any], Array], weights: Any, step_size: Array)
     return jax.tree.map(lambda v: -0.5 * step_size * v, curved)
 
 
-def _cast(network: Any, dtype: Any) -> Any:
+def cast(network: Any, dtype: Any) -> Any:
+    """The network with its floating-point arrays in this precision."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, network)
 
 

@@ -255,9 +255,9 @@ class _IterationTerm(dfx.AbstractTerm):
         parameters, _ = self.coordinates.split(y[0])
         if self.dynamics.transformation is not None:
             # A copy of the weights inside the state (lookahead, say) must not be the weights themselves.
-            return jax.tree.map(
-                lambda leaf: leaf + 0 if eqx.is_inexact_array(leaf) else leaf, self.dynamics.transformation.init(parameters)
-            )
+            with jax.numpy_dtype_promotion("standard"):  # Optax mixes precisions
+                memory = self.dynamics.transformation.init(parameters)
+            return jax.tree.map(lambda leaf: leaf + 0 if eqx.is_inexact_array(leaf) else leaf, memory)
         return () if self.dynamics.momentum is None else jax.tree.map(jnp.zeros_like, y[0])
 
     def iterate(self, t0: Array, y: Any, memory: Any) -> Any:
@@ -315,8 +315,9 @@ class _IterationTerm(dfx.AbstractTerm):
         parameters, rest = self.coordinates.split(position)
         gradient, book = self.coordinates.split(gradient)
         update = optax.with_extra_args_support(self.dynamics.transformation).update
-        updates, memory = update(gradient, memory, parameters, value=loss, grad=gradient)
-        parameters = optax.apply_updates(parameters, updates)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, memory = update(gradient, memory, parameters, value=loss, grad=gradient)
+            parameters = optax.apply_updates(parameters, updates)
         return self.coordinates.join(parameters, jax.tree.map(lambda a, b: a - gamma * b, rest, book)), memory
 
     # The interface Diffrax checks; iterations go through `iterate`.

@@ -38,7 +38,7 @@ def as_scheduled(value: Any, name: str, *, zero_allowed: bool = False) -> Any:
     if not callable(value):
         return as_number(value, name, zero_allowed=zero_allowed)
     try:
-        first = jnp.asarray(value(jnp.int32(0)))
+        first = jnp.asarray(_call(value, jnp.int32(0)))
     except TypeError as error:
         raise ValueError(
             f"`{name}` as a schedule must be a function of the iteration, e.g. optax.cosine_decay_schedule(0.1, 1000): {error}"
@@ -51,7 +51,12 @@ def as_scheduled(value: Any, name: str, *, zero_allowed: bool = False) -> Any:
 
 def value_at(value: Any, iteration: Array, dtype: Any) -> Array:
     """A number or a schedule at an iteration."""
-    return jnp.asarray(value(iteration) if callable(value) else value).astype(dtype)
+    return jnp.asarray(_call(value, iteration) if callable(value) else value).astype(dtype)
+
+
+def _call(schedule: Any, iteration: Array) -> Any:
+    with jax.numpy_dtype_promotion("standard"):  # schedules divide whole numbers by whole numbers
+        return schedule(iteration)
 
 
 class Clock(eqx.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from sgfbias.core.adaptive import run_adaptive
 from sgfbias.core.brownian import UnitStep, check_keys
 from sgfbias.core.checks import check_positive, is_concrete
-from sgfbias.core.coordinates import AbstractCoordinates, coordinates_for
+from sgfbias.core.coordinates import AbstractCoordinates, cast, coordinates_for
 from sgfbias.core.descent import Iteration
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.observe import Observe, finish_runs
@@ -78,6 +78,7 @@ def simulate(
     if not 1 <= chunk <= MAX_CHUNK:
         raise ValueError(f"`chunk` must be between 1 and {MAX_CHUNK}, but is {chunk}")
     keys = _check_keys(dynamics, keys)
+    network = cast(network, problem.dtype)
     solver = dynamics.default_solver(problem.dtype) if solver is None else solver
     _check_fit(dynamics, network, problem)
     chart = dynamics.chart(coordinates_for(network, problem, dynamics, coordinates, trainable=trainable, microbatch=microbatch))
