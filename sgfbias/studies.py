@@ -8,6 +8,8 @@ from typing import Any
 # Each module has `Config`, a frozen dataclass, and run(config, say=...), claims(dataset), plot(dataset).
 STUDIES = {
     "diagonal": "sgfbias.diagonal.study",
+    "noise-anatomy": "sgfbias.diagonal.noise_anatomy",
+    "svag": "sgfbias.diagonal.svag",
     "weak-error": "sgfbias.diagonal.weak_error",
 }
 
