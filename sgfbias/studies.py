@@ -9,6 +9,7 @@ from typing import Any
 STUDIES = {
     "diagonal": "sgfbias.diagonal.study",
     "noise-anatomy": "sgfbias.diagonal.noise_anatomy",
+    "digits": "sgfbias.digits.study",
     "svag": "sgfbias.diagonal.svag",
     "weak-error": "sgfbias.diagonal.weak_error",
 }

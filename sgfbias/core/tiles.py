@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ _CALLS_OUT = {
 
 def may_share(function: Callable, *args: Any) -> bool:
     """Whether two threads may run this traceable function at once: it calls nothing outside XLA."""
-    jaxpr = jax.make_jaxpr(function)(*args)
+    jaxpr, *_ = eqx.filter_make_jaxpr(function)(*args)
     return not _calls_out(jaxpr.jaxpr)
 
 
