@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/sgfbias run diagonal --out $(OUT)/diagonal --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

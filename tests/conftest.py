@@ -16,3 +16,8 @@ with install_import_hook("sgfbias", "beartype.beartype"):
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items):
+    """Files of long tests first, so that the short ones fill the other worker at the end."""
+    items.sort(key=lambda item: "test_stud" not in item.nodeid)

@@ -1,4 +1,4 @@
-"""The ground truths G1 to G12: statements of the theory, each tested where it can fail."""
+"""The ground truths G1 to G12: statements of the theory, each tested where it can fail. G7 is a claim of the study weak-error: test_studies."""
 
 import diffrax as dfx
 import equinox as eqx
@@ -145,32 +145,6 @@ def test_g6_discrete_law_with_offset():
         assert float(jnp.linalg.norm(without.beta - runs.final["beta"][seed])) > 1e-5, "control: without the offset it is not"
 
 
-def test_g7_shrinkage_per_coordinate():
-    """`E log(alpha/alpha_T)` per coordinate: SGD = per-sample = second-order exact; mean-loss only in the mean; first-order exact short."""
-    problem, net, gamma, steps, seeds = small_problem(3, n=6, d=12), network(0.1, 12), 0.0025, 8_000, 512
-    dynamics = {
-        "sgd": sgf.StochasticGradientDescent(gamma, integral="batch"),
-        "per-sample": sgf.StochasticGradientFlow(gamma, sgf.PerSampleNoise()),
-        "second": sgf.StochasticGradientFlow(gamma, sgf.MinibatchNoise(1), order=2),
-        "first": sgf.StochasticGradientFlow(gamma, sgf.MinibatchNoise(1)),
-        "mean-loss": sgf.StochasticGradientFlow(gamma),
-    }
-    shrink, error = {}, {}
-    for name, dynamic in dynamics.items():
-        runs = sgf.simulate(dynamic, net, problem, keys=sgf.seeds(0, seeds), steps=steps)
-        sample = np.asarray(net.log_alpha - runs.final["log_alpha"])
-        shrink[name], error[name] = sample.mean(0), sample.std(0, ddof=1) / np.sqrt(seeds)
-    assert max((error[k] / shrink[k]).max() for k in ("sgd", "per-sample", "second")) < 0.006
-    for name in ("per-sample", "second"):
-        np.testing.assert_allclose(shrink[name] / shrink["sgd"], 1, atol=0.02)
-    ratio = shrink["mean-loss"] / shrink["sgd"]
-    assert abs(shrink["mean-loss"].mean() / shrink["sgd"].mean() - 1) < 0.1
-    assert ratio.min() < 0.85
-    assert ratio.max() > 1.15
-    support = np.flatnonzero(np.asarray(problem.beta_star))
-    assert (shrink["first"] / shrink["sgd"])[support].min() < 0.9
-
-
 @pytest.mark.parametrize(("alpha", "tolerance"), [(1e3, 1e-3), (1e2, 1e-3)])
 def test_g8_large_alpha_selects_minimum_l2(alpha, tolerance):
     problem = small_problem(noise=0.3)
@@ -235,7 +209,7 @@ def test_g11_isotropic_noise_breaks_stationarity_and_the_others_do_not():
         slopes = np.arcsinh(np.asarray(runs.final["beta"]) / (2 * np.exp(2 * np.asarray(runs.final["log_alpha"]))))
         return outside_row_space(problem.X, slopes)
 
-    for name, noise in NOISES.items():
+    for name, noise in list(NOISES.items())[2:]:  # in weights coordinates all of them: test_studies
         assert outside(noise).max() < 1e-10, name
     assert outside(sgf.MeanLossNoise() + sgf.IsotropicNoise(0.5)).min() > 1e-2
 

@@ -28,6 +28,7 @@ from sgfbias.plotting import band, new_figure, tidy
 P21 = "Pesme, Pillaud-Vivien, Flammarion 2021"
 SSD = "after Sander, Sylvestre, Durmus 2024"
 WIDTHS = (1.0, 0.25, 0.0625)
+LONG = Record(times=120)
 LABELS = {
     "none": "none",
     "mean-loss": "mean-loss",
@@ -172,7 +173,7 @@ def _theorem(config: NoiseAnatomyConfig, problem: SparseRegression, network: Dia
         predicted = select_many(problem, log_alpha, targets=beta @ problem.X.T).beta
         distance = jnp.linalg.norm(beta - predicted, axis=1) / jnp.linalg.norm(beta, axis=1)
         gaps.append(np.where(bad, np.nan, distance))
-    mirror = simulate(flow, network, problem, keys=keys, steps=steps, record=record)
+    mirror = simulate(flow, network, problem, keys=keys, steps=steps, record=LONG)
 
     def shrinkage(values: Array) -> np.ndarray:
         return np.asarray(jnp.mean(network.log_alpha - values, axis=1))
@@ -186,8 +187,9 @@ def _theorem(config: NoiseAnatomyConfig, problem: SparseRegression, network: Dia
 
 def _long(config: NoiseAnatomyConfig, problem: SparseRegression, network: DiagonalNetwork, noise: AbstractNoise) -> dict[str, Any]:
     """Effective alpha, the solution it selects, and whether the iterate is the minimiser on its fibre."""
-    flow = StochasticGradientFlow(config.step_size, noise)
-    runs = simulate(flow, network, problem, keys=seeds(0, config.seeds), steps=config.steps, record=Record(times=120))
+    # Widths as in the other runs, so that the compiled program is theirs.
+    flow = StochasticGradientFlow(config.step_size, noise, dt=config.step_size, brownian_dt=config.step_size)
+    runs = simulate(flow, network, problem, keys=seeds(0, config.seeds), steps=config.steps, record=LONG)
     bad = runs.status == Status.NON_FINITE
     beta = jnp.where(bad[:, None], 0.0, runs.final["beta"])
     log_alpha = jnp.where(bad[:, None], network.log_alpha, runs.final["log_alpha"])

@@ -83,7 +83,7 @@ class _Test(eqx.Module):
     def __call__(self, model: Any) -> Array:
         logits = jax.vmap(model)(self.inputs)
         if self.accuracy:
-            return jnp.mean((jnp.argmax(logits, axis=1) == self.labels).astype(logits.dtype))
+            return jnp.mean((jnp.argmax(logits, axis=1).astype(self.labels.dtype) == self.labels).astype(logits.dtype))
         return jnp.mean(SoftmaxCrossEntropyLoss()(logits, self.labels))
 
 
