@@ -5,6 +5,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import network, small_problem
 
@@ -23,6 +24,25 @@ def flow(*args, **kwargs):
 
 def run(dynamics=FLOW, net=NET, problem=PROBLEM, **kwargs):
     return sgf.simulate(dynamics, net, problem, **{"keys": KEYS, "steps": 10, **kwargs})
+
+
+INPUTS, LABELS, SOFTMAX = np.random.default_rng(0).normal(size=(6, 3)), np.arange(6) % 3, sgf.SoftmaxCrossEntropyLoss()
+DEEP = sgf.DiagonalNetwork.init(alpha=0.3, d=25, depth=3)
+
+
+def mlp(outputs):
+    return eqx.nn.MLP(3, outputs, 4, 1, dtype=jnp.float64, key=jax.random.key(0))
+
+
+def labelled(targets, loss=None):
+    return sgf.Problem(INPUTS, targets, loss=loss)
+
+
+class Contrast(sgf.AbstractLoss):
+    """Each example against the mean of all: no per-example loss."""
+
+    def __call__(self, outputs, targets):
+        return jnp.sum(jnp.square(outputs - outputs.mean(axis=0)), axis=1)
 
 
 CASES = {
@@ -92,6 +112,83 @@ CASES = {
         lambda: sgf.land(sgf.simulate(sgf.GradientFlow(dt=0.1), NET, PROBLEM, steps=3, coordinates="weights")),
         "carries the solver's error",
     ),
+    "batch > n": (
+        lambda: run(sgf.StochasticGradientDescent(0.1, 11)),
+        "at most n = 10, the number of examples, but is 11.*GradientDescent",
+    ),
+    "batch > n, SVAG": (lambda: run(sgf.SVAG(0.1, 2, 11)), "at most n = 10"),
+    "sampling": (lambda: sgf.StochasticGradientDescent(0.1, sampling="shuffle"), "one of 'with_replacement', .* but is 'shuffle'"),
+    "minibatch noise of 0": (lambda: sgf.MinibatchNoise(0), "`batch_size` must be positive and finite, but is 0.0"),
+    "momentum 1": (lambda: sgf.GradientDescent(0.1, momentum=1.0), "at least 0 and below 1, but is 1"),
+    "nesterov alone": (lambda: sgf.GradientDescent(0.1, nesterov=True), "needs a momentum"),
+    "svag 0": (lambda: sgf.SVAG(0.1, 0), "`l` must be a whole number >= 1, but is 0"),
+    "svag reshuffled": (lambda: sgf.SVAG(0.1, 2, sampling="random_reshuffling"), "independent minibatches"),
+    "not a transformation": (lambda: sgf.OptaxDescent(optax.adam, 0.1), "optax.GradientTransformation such as optax.adam"),
+    "lambda 0": (lambda: sgf.MomentumFlow(0.0), "`lam` must be positive"),
+    "a schedule and dt": (lambda: flow(optax.constant_schedule(0.1), dt=0.05), "`dt` needs a constant step size.*per_iteration"),
+    "a schedule and t1": (lambda: run(flow(lambda k: 0.1), steps=None, t1=1.0), "give `steps` instead of `t1`"),
+    "a schedule of vectors": (
+        lambda: sgf.GradientDescent(lambda k: jnp.ones(2)),
+        r"must return a scalar, but at iteration 0 it returns shape \(2,\)",
+    ),
+    "a schedule of nothing": (lambda: sgf.GradientDescent(lambda: 0.1), "function of the iteration"),
+    "a negative schedule": (lambda: sgf.GradientDescent(lambda k: -0.1), r"`step_size\(0\)` must be non-negative"),
+    "a schedule and Milstein": (lambda: run(flow(lambda k: 0.1), solver=dfx.ItoMilstein()), "not available with schedules"),
+    "dt and per_iteration": (lambda: flow(0.1, dt=0.1, per_iteration=2), "not both"),
+    "a class of noise": (lambda: flow(0.1, sgf.MeanLossNoise), r"noise model such as MeanLossNoise\(\)"),
+    "outputs that do not match": (lambda: run(net=mlp(2), problem=labelled(INPUTS[:, :1])), r"outputs, \(6, 2\), but have shape \(6, 1\)"),
+    "labels for squared loss": (lambda: labelled(LABELS), "real targets, but they have dtype int64.*SoftmaxCrossEntropyLoss"),
+    "labels beyond the outputs": (
+        lambda: run(net=mlp(2), problem=labelled(LABELS, SOFTMAX)),
+        "from 0 to 1, as the model has 2 outputs, but go from 0 to 2",
+    ),
+    "real labels": (lambda: run(net=mlp(3), problem=labelled(LABELS * 1.0, SOFTMAX)), r"labels.astype\(int\)"),
+    "one logit": (lambda: run(net=mlp("scalar"), problem=labelled(LABELS, SOFTMAX)), "at least two"),
+    "three classes for logistic": (
+        lambda: labelled(LABELS, sgf.LogisticLoss()),
+        "labels -1 and 1, or 0 and 1, but the targets take the values 0, 1, 2",
+    ),
+    "text labels": (lambda: labelled([None] * 6, SOFTMAX), "array of numbers, class labels as whole numbers"),
+    "a loss of the batch": (
+        lambda: run(net=mlp(3), problem=labelled(LABELS, lambda f, y: jnp.ones(3))),
+        r"to a scalar.*returns shape \(6, 3\)",
+    ),
+    "a loss that reduces": (lambda: run(net=mlp(3), problem=labelled(LABELS, lambda f, y: f.mean(axis=1))), "map one example's output"),
+    "a loss across examples": (
+        lambda: run(net=mlp(3), problem=labelled(LABELS, Contrast())),
+        "not a per-example loss: changing the output of example 0",
+    ),
+    "no loss": (lambda: labelled(LABELS, "softmax"), "must be a loss such as .* but is 'softmax'"),
+    "nothing to train": (
+        lambda: run(net=eqx.nn.Lambda(lambda x: x[0]), problem=labelled(INPUTS[:, 0])),
+        "nothing to train: it has no floating-point",
+    ),
+    "all frozen": (lambda: run(net=mlp(3), problem=labelled(LABELS, SOFTMAX), trainable=False), "leaves out all 4"),
+    "trainable misfit": (
+        lambda: run(net=mlp(3), problem=labelled(LABELS, SOFTMAX), trainable=[True]),
+        "PyTree of True and False that fits",
+    ),
+    "inputs that do not fit": (
+        lambda: run(net=mlp(3), problem=sgf.Problem(INPUTS[:, :2], LABELS, loss=SOFTMAX)),
+        r"cannot be evaluated on one example of shape \(2,\)",
+    ),
+    "a model of two outputs": (
+        lambda: run(net=eqx.nn.Lambda(lambda x: (x, x)), problem=labelled(INPUTS[:, 0])),
+        "one array per example, but returns tuple",
+    ),
+    "microbatch 0": (lambda: run(net=mlp(3), problem=labelled(LABELS, SOFTMAX), microbatch=0), "`microbatch` must be a whole number"),
+    "microbatch, diagonal": (lambda: run(microbatch=2), "brings coordinates of its own"),
+    "depth 1": (lambda: sgf.DiagonalNetwork.init(alpha=0.1, d=3, depth=1), "whole number >= 3 here, but is 1"),
+    "depth 1 selected": (lambda: sgf.select(PROBLEM, 0.0, depth=1), "whole number >= 2, but is 1"),
+    "a pair at depth 2": (lambda: sgf.select(PROBLEM, (0.0, 0.0)), "belongs to depth 3"),
+    "an offset at depth 3": (lambda: sgf.select(PROBLEM, 0.0, depth=3, offset=1.0), "there is no offset"),
+    "log coordinates at depth 3": (lambda: run(net=DEEP, coordinates="log"), "'mirror' or 'weights', but are 'log'"),
+    "order 2 in deep mirror": (lambda: run(flow(0.1, order=2), net=DEEP), "use order=1 or coordinates='weights'"),
+    "a weight of 0": (lambda: sgf.DiagonalNetwork.from_weights([0.0, 1.0], [1.0, 1.0]), "`plus` must be non-zero"),
+    "a negative weight at depth 3": (lambda: sgf.DeepDiagonalNetwork.from_weights([1.0], [-1.0], depth=3), "`minus` must be positive"),
+    "u and v": (lambda: sgf.ProductNetwork([1.0, 2.0], [1.0]), r"`v` must have shape \(2,\)"),
+    "loss scale": (lambda: sgf.SparseRegression(np.ones((1, 2)), np.ones(1), loss_scale=0.0), "`loss_scale` must be positive"),
+    "momentum in mirror": (lambda: run(sgf.MomentumFlow(0.1, dt=0.1), keys=None, coordinates="mirror"), "moves the weights themselves"),
     "missing file": (lambda: load_problem("nowhere.npz"), "there is no file nowhere.npz"),
     "no store": (lambda: store.load("nowhere.zarr"), "there is no store at nowhere.zarr"),
     "a store that is not one": (lambda: store.load("."), "not a zarr store"),
@@ -156,6 +253,10 @@ def test_landing_is_refused_where_it_is_not_derived(case, runs):
 def test_landing_is_refused_for_algorithms_and_the_second_order_flow(runs):
     with pytest.raises(ValueError, match=r"StochasticGradientDescent is not derived.*offset=runs.final\['offset'\]"):
         sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, sgf.StochasticGradientDescent(0.02)))
+    with pytest.raises(ValueError, match="constant step size, but step_size is a schedule"):
+        sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, flow(lambda k: 0.02)))
+    with pytest.raises(ValueError, match="MomentumFlow is not derived"):
+        sgf.land(run(sgf.MomentumFlow(0.1, dt=0.01), keys=None))
     with pytest.raises(ValueError, match="order-2 flow"):
         sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, flow(0.02, order=2)))
 

@@ -7,7 +7,7 @@ with momentum, or by an Optax transformation. One solver runs them all: a solver
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -22,10 +22,8 @@ from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.flow import check_momentum
 from sgfbias.core.problem import Problem
-from sgfbias.core.sampling import Sampling, check_against, check_batch, sample_batch, signs
+from sgfbias.core.sampling import check_against, check_batch, sample_batch, signs
 from sgfbias.core.schedule import Clock, as_scheduled, value_at
-
-Integral = Literal["full", "batch", "examples"]
 
 
 class AbstractDescent(AbstractDynamics):
@@ -134,11 +132,11 @@ class StochasticGradientDescent(AbstractDescent):
         step_size: Any,
         batch_size: Any = 1,
         *,
-        sampling: Sampling = "with_replacement",
+        sampling: str = "with_replacement",
         momentum: Any = None,
         nesterov: bool = False,
         label_noise: Any = None,
-        integral: Integral = "full",
+        integral: str = "full",
     ):
         check_batch(batch_size, sampling)
         super().__init__(
@@ -169,9 +167,9 @@ class SVAG(AbstractDescent):
         l: int,
         batch_size: Any = 1,
         *,
-        sampling: Literal["with_replacement", "without_replacement"] = "with_replacement",
+        sampling: str = "with_replacement",
         label_noise: Any = None,
-        integral: Integral = "full",
+        integral: str = "full",
     ):
         if isinstance(l, bool) or not isinstance(l, int | np.integer) or l < 1:
             raise ValueError(f"`l` must be a whole number >= 1, but is {l!r}")
@@ -198,9 +196,9 @@ class OptaxDescent(AbstractDescent):
         step_size: Any,
         batch_size: Any = None,
         *,
-        sampling: Sampling = "with_replacement",
+        sampling: str = "with_replacement",
         label_noise: Any = None,
-        integral: Integral = "full",
+        integral: str = "full",
     ):
         if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
             raise ValueError(

@@ -50,7 +50,7 @@ class MomentumFlow(AbstractDeterministicFlow):
     Papazov, Pesme, Flammarion 2024 (arXiv 2403.05293). On a diagonal network, while no weight changes sign,
     `log(w_+ w_-)(inf) = 2 log alpha - lambda int (s_+^2 + s_-^2) dt` with `s = w'/w`: momentum shrinks the effective initialisation.
 
-    **Arguments:** `lam`: lambda >= 0 in units of flow time, see `MomentumFlow.following`. `dt`, `rtol`, `atol`: as in `GradientFlow`;
+    **Arguments:** `lam`: lambda > 0 in units of flow time (the limit 0 is `GradientFlow`), see `MomentumFlow.following`. `dt`, `rtol`, `atol`: as in `GradientFlow`;
     explicit fixed steps need `dt < 2 lambda`.
     """
 
@@ -135,7 +135,7 @@ class StochasticGradientFlow(AbstractDynamics):
     def __init__(
         self,
         step_size: Any,
-        noise: AbstractNoise | None = None,
+        noise: Any = None,
         *,
         dt: Any = None,
         per_iteration: int | None = None,

@@ -41,7 +41,7 @@ class AbstractLoss(eqx.Module):
         """
         try:
             losses = jax.eval_shape(self, outputs, targets).shape
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
             raise ValueError(
                 f"the loss {type(self).__name__} cannot be evaluated on outputs of shape {outputs.shape} and targets of shape {targets.shape}: "
                 f"{error}"

@@ -31,7 +31,12 @@ class Problem(eqx.Module):
 
     def __init__(self, inputs: Any, targets: Any, *, loss: Any = None):
         inputs = as_float_array(inputs, "inputs")
-        targets = jnp.asarray(targets)
+        try:
+            targets = jnp.asarray(targets)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`targets` must be an array of numbers, class labels as whole numbers, but cannot be made one: {error}"
+            ) from error
         if inputs.ndim == 0 or targets.ndim == 0:
             raise ValueError(
                 f"`inputs` and `targets` must have a leading axis of examples, but have shapes {inputs.shape} and {targets.shape}"
@@ -60,7 +65,7 @@ class Problem(eqx.Module):
         """Precision of the computation: that of the inputs."""
         return self.inputs.dtype
 
-    def outputs(self, network: Any, inputs: Array | None = None) -> Array:
+    def outputs(self, network: Any, inputs: Array | None = None) -> Any:
         """The network's outputs (n, ...) on `inputs` (default: the problem's own)."""
         inputs = self.inputs if inputs is None else inputs
         predict = getattr(network, "predict", None)

@@ -12,7 +12,7 @@ from jaxtyping import Array
 Sampling = Literal["with_replacement", "without_replacement", "random_reshuffling"]
 
 
-def sample_batch(stream: Array, step: Array, batch_size: int, n: int, sampling: Sampling = "with_replacement") -> Array:
+def sample_batch(stream: Array, step: Array, batch_size: int, n: int, sampling: str = "with_replacement") -> Array:
     """Indices (batch_size,) of iteration `step`.
 
     - `with_replacement`: independent and uniform.

@@ -116,7 +116,7 @@ def _check(runs: Trajectory) -> Array | float:
             f"landing is derived for a DiagonalNetwork on a SparseRegression, but these runs are of a {type(runs.network).__name__} on a "
             f"{type(runs.problem).__name__}; simulate until the loss has converged (stop=...)"
         )
-    if runs.coordinates == "weights" and dynamics.is_flow:
+    if runs.coordinates == "weights" and not dynamics.weights_only:
         raise ValueError(
             "in weights coordinates log alpha carries the solver's error, so landing on it would hide that error: use coordinates='mirror' or 'log'"
         )
