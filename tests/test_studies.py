@@ -25,7 +25,7 @@ def failed(study, dataset):
 
 @pytest.fixture(scope="module")
 def weak():
-    return weak_error.run(weak_error.Config(seeds=2048))
+    return weak_error.run(weak_error.Config(seeds=2048, law_seeds=256))
 
 
 def test_weak_error_closed_forms_simulation_and_g7(weak):
@@ -80,7 +80,7 @@ def test_weak_error_claims_can_fail(weak, name):
 
 @pytest.fixture(scope="module")
 def anatomy():
-    config = noise_anatomy.Config(seeds=64, steps=3000, n=10, d=25, weights_seeds=64, weights_steps=150)
+    config = noise_anatomy.Config(seeds=64, steps=1500, n=10, d=25, weights_seeds=64, weights_steps=100)
     return noise_anatomy.run(config)
 
 
@@ -104,7 +104,7 @@ def test_noise_anatomy_holds_and_can_fail(anatomy):
 
 
 def test_svag_approaches_the_flow_and_the_claims_can_fail():
-    dataset = svag.run(svag.Config(seeds=4096))
+    dataset = svag.run(svag.Config(seeds=4096, time=2.0))
     assert failed(svag, dataset) == ""
     assert "falls like 1/l" in failed(svag, mutated(dataset, "svag_shrinkage", lambda v: np.broadcast_to(v[:1], v.shape)))
     assert "SVAG(1) is SGD" in failed(svag, mutated(dataset, "sgd_shrinkage", lambda v: v + 1e-15))

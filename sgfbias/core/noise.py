@@ -196,6 +196,9 @@ class PerSampleNoise(AbstractNoise):
 class MinibatchNoise(AbstractNoise):
     """Exact covariance of a minibatch gradient: `sqrt(gamma c_b/n) diag(l') (I - 11^T/n)`.
 
+    On a diagonal network `d log alpha = -(gamma c_b/2) [(X^2)^T r^2/n - (X^T r/n)^2] dt`; in the second-order flow at b = 1 the second term
+    goes, and that is SGD's own law.
+
     **Arguments:** `batch_size` b >= 1 (a real number is allowed), `replace`: drawn with replacement, `c_b = 1/b`, or without,
     `c_b = (n-b)/(b(n-1))`, 0 at n = 1 (Pesme et al. 2021, section 2.2 and the finite-population correction).
     """
