@@ -219,3 +219,18 @@ def test_an_array_of_labels_and_a_model_in_float32_keep_their_types():
     assert runs["loss"].dtype == jnp.float32
     assert runs.networks.layers[0].weight.dtype == jnp.float32
     assert problem.targets.dtype == LABELS.dtype
+
+
+@pytest.mark.parametrize(("small", "large"), [(0, 10**9), (0, 0)], ids=["tiles of 8", "one at a time"])
+def test_neighbours_do_not_change_a_bit_in_smaller_tiles(monkeypatch, small, large):
+    """Heavy models run in smaller tiles, down to one seed at a time: decided by the model, never by the number of seeds."""
+    monkeypatch.setattr("sgfbias.core.tiles.SMALL", small)
+    monkeypatch.setattr("sgfbias.core.tiles.LARGE", large)
+    problem, model, flow = classes(), mlp(), sgf.StochasticGradientFlow(GAMMA, sgf.MinibatchNoise(2))
+    runs = sgf.simulate(flow, model, problem, keys=sgf.seeds(0, 10), steps=20)
+    alone = sgf.simulate(flow, model, problem, keys=sgf.seeds(9, 10), steps=20)
+    single = sgf.simulate(flow, model, problem, keys=sgf.seeds(9, 10)[0], steps=20)
+    np.testing.assert_array_equal(flat(runs.networks, 10)[9], flat(alone.networks, 1)[0])
+    np.testing.assert_array_equal(flat(alone.networks, 1)[0], flat(single.networks))
+    np.testing.assert_array_equal(runs["loss"][9], single["loss"])
+    assert np.abs(flat(runs.networks, 10)[8] - flat(single.networks)).max() > 1e-6

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.problem import Problem
+from sgfbias.core.tiles import over_members
 
 
 class Observe(eqx.Module):
@@ -46,4 +47,4 @@ def finish_runs(finish: Observe, y: Any, batched: bool) -> Any:
         network = eqx.filter(finish.chart.decode(y[0]), eqx.is_array)  # a model's functions are no output of a map
         return finish(y), network, all_finite(y)
 
-    return jax.vmap(one)(y) if batched else one(y)
+    return over_members(one, y) if batched else one(y)

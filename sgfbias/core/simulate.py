@@ -24,7 +24,7 @@ from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
 from sgfbias.core.record import Segments, as_record, choose_observables, cut, step_grid
 from sgfbias.core.schedule import Clock
-from sgfbias.core.tiles import may_share, run_tiles, tile_index
+from sgfbias.core.tiles import may_share, over_members, run_tiles, tile_index, tile_size
 from sgfbias.core.trajectory import Trajectory, classify
 
 MAX_CHUNK = 65_536
@@ -249,7 +249,7 @@ class _Engine(eqx.Module):
 def _start(engine: _Engine, network: Any, keys: Array | None) -> Any:
     if keys is None:
         return engine.start(network, None)
-    return jax.vmap(lambda key: engine.start(network, key))(keys)
+    return over_members(lambda key: engine.start(network, key), keys)
 
 
 @eqx.filter_jit
@@ -257,7 +257,7 @@ def _advance(engine: _Engine, state: Any, keys: Array | None, start: Array, leng
     def one(state: Any, key: Array | None) -> Any:
         return jax.lax.scan(lambda s, piece: engine.piece(s, key, *piece), state, (start, length, check))
 
-    return one(state, None) if keys is None else jax.vmap(one)(state, keys)
+    return one(state, None) if keys is None else over_members(one, state, keys)
 
 
 def _run_tile(engine: _Engine, network: Any, finish: Observe, keys: Any, segments: Segments, report: Reporter) -> Any:
@@ -307,7 +307,7 @@ def _stepped(
     plain = is_concrete((dynamics, network, problem, keys))
     adjoint = dfx.ForwardMode() if plain else dfx.RecursiveCheckpointAdjoint()
     engine = _Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-1.0 if stop is None else stop, problem.dtype), adjoint)
-    tiles = _tiles(keys)
+    tiles = _tiles(keys, tile_size(_work(dynamics, chart, network, problem)))
     report.total = len(tiles) * segments.start.shape[0]
     with report:
         results = _map_tiles(lambda tile: _run_tile(engine, network, finish, tile, segments, report), tiles, engine, network, segments)
@@ -340,12 +340,20 @@ def _stepped(
     }
 
 
-def _tiles(keys: Array | None) -> list[Array | None]:
-    """Keys in tiles of the fixed size, the last one padded with its own last key."""
+def _work(dynamics: AbstractDynamics, chart: AbstractCoordinates, network: Any, problem: Problem) -> int:
+    """Numbers of the state times examples per step; of a minibatch only where no pass over all examples comes with it."""
+    state = jax.tree.leaves(eqx.filter_eval_shape(chart.encode, network))
+    batch = getattr(dynamics, "batch_size", None)
+    rows = problem.n if batch is None or getattr(dynamics, "integral", None) != "batch" else batch
+    return sum(math.prod(leaf.shape) for leaf in state) * rows
+
+
+def _tiles(keys: Array | None, size: int) -> list[Array | None]:
+    """Keys in tiles of one size, the last one padded with its own last key."""
     if keys is None:
         return [None]
     keys = jnp.atleast_1d(keys)
-    return [keys[row] for row in tile_index(keys.shape[0])]
+    return [keys[row] for row in tile_index(keys.shape[0], size)]
 
 
 def _host(arrays: Any) -> Any:

@@ -19,13 +19,34 @@ import numpy as np
 
 # Measured on two cores, 64 per tile and one tile per core is within a fifth of the best of 64 to 512.
 TILE = {"cpu": 64, "gpu": 4096, "tpu": 4096}
+SMALL, LARGE = 200_000, 5_000_000
 
 
-def tile_index(count: int) -> np.ndarray:
+def tile_size(work: int) -> int:
+    """Members of a tile for runs whose step touches `work` pairs of a parameter and an example.
+
+    Small steps need company to be worth their overhead; large ones fill a core each, and padding them would cost as much as running them.
+    """
+    largest = TILE.get(jax.default_backend(), 64)
+    if work < SMALL:
+        return largest
+    return max(largest // 8, 1) if work < LARGE else max(largest // 64, 1)
+
+
+def tile_index(count: int, size: int | None = None) -> np.ndarray:
     """Members of each tile, (tiles, size)."""
-    size = TILE.get(jax.default_backend(), 64)
+    size = TILE.get(jax.default_backend(), 64) if size is None else size
     tiles = math.ceil(count / size)
     return np.minimum(np.arange(tiles * size), count - 1).reshape(tiles, size)
+
+
+def over_members(function: Callable, *args: Any) -> Any:
+    """`function` mapped over the leading axis of a tile; a tile of one is run unbatched, as a batch axis of one costs matrix products half
+    their speed."""
+    if jax.tree.leaves(args)[0].shape[0] != 1:
+        return jax.vmap(function)(*args)
+    result = function(*jax.tree.map(lambda leaf: leaf[0], args))
+    return jax.tree.map(lambda leaf: leaf[None], result)
 
 
 def run_tiles(run: Callable[[Any], Any], tiles: Sequence[Any], *, threads: bool) -> list[Any]:
