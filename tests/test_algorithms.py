@@ -282,3 +282,16 @@ def test_algorithms_in_float32_stay_close_and_keep_their_precision():
         low = run(dynamics, net=model, problem=single)
         assert low.networks.w.dtype == low["loss"].dtype == jnp.float32
         np.testing.assert_allclose(low.networks.w, high.networks.w, atol=2e-5)
+
+
+def test_schedules_are_differentiable_though_they_close_over_what_is_differentiated():
+    def outcome(a, delta):
+        noise = sgf.MeanLossNoise() + sgf.LabelNoise(lambda k: delta / (1 + k), mean_loss=False)
+        flow = sgf.StochasticGradientFlow(lambda k: a / (1 + 0.1 * k), noise)
+        return jnp.mean(run(flow, steps=12, net=network(0.3)).final["validation_error"])
+
+    at, h = (jnp.asarray(0.05), jnp.asarray(0.2)), 1e-5
+    gradient = jax.grad(outcome, argnums=(0, 1))(*at)
+    for k in (0, 1):
+        up, down = ([v + sign * h * (j == k) for j, v in enumerate(at)] for sign in (1, -1))
+        np.testing.assert_allclose(gradient[k], (outcome(*up) - outcome(*down)) / (2 * h), rtol=1e-5)

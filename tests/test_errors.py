@@ -172,6 +172,7 @@ CASES = {
         lambda: run(net=mlp(3), problem=sgf.Problem(INPUTS[:, :2], LABELS, loss=SOFTMAX)),
         r"cannot be evaluated on one example of shape \(2,\)",
     ),
+    "dropout": (lambda: run(net=eqx.nn.Dropout(0.5), problem=labelled(INPUTS)), "cannot be evaluated on one example.*requires a key"),
     "a model of two outputs": (
         lambda: run(net=eqx.nn.Lambda(lambda x: (x, x)), problem=labelled(INPUTS[:, 0])),
         "one array per example, but returns tuple",

@@ -240,6 +240,7 @@ def test_any_model_with_the_same_verb():
         np.testing.assert_allclose(final, w, rtol=1e-10, atol=1e-12)
     sgd = sgf.simulate(sgf.StochasticGradientDescent(0.1, 3), model, problem, keys=sgf.seeds(0, 70), steps=200)  # more than one tile
     assert float(sgd.final["loss"].max()) < float(problem.risk(model))
+    assert "70" in repr(sgd)
     with pytest.raises(ValueError, match="only the coordinates 'weights'"):
         sgf.simulate(sgf.StochasticGradientFlow(0.1), model, problem, keys=keys, steps=1, coordinates="mirror")
 

@@ -23,7 +23,7 @@ from sgfbias.core.observe import Observe, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
 from sgfbias.core.record import Segments, as_record, choose_observables, cut, step_grid
-from sgfbias.core.schedule import Clock
+from sgfbias.core.schedule import Clock, value_at
 from sgfbias.core.tiles import may_share, over_members, run_tiles, tile_index, tile_size
 from sgfbias.core.trajectory import Trajectory, classify
 
@@ -138,7 +138,7 @@ def _check_fit(dynamics: AbstractDynamics, network: Any, problem: Problem) -> No
         raise ValueError(f"`network` must be an Equinox module that maps one example to its output, but is {type(network).__name__}")
     try:
         outputs = eqx.filter_eval_shape(problem.outputs, network)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last: dropout without a key
         raise ValueError(
             f"the model {type(network).__name__} cannot be evaluated on one example of shape {problem.inputs.shape[1:]} "
             f"({problem.dtype}): {error}"
@@ -304,7 +304,7 @@ def _stepped(
     recorded = step_grid(times, steps, clock, problem.dtype)
     segments = cut(recorded, steps, chunk, stop is not None)
     # What nobody differentiates needs no checkpoints: the plain loop compiles faster.
-    plain = is_concrete((dynamics, network, problem, keys))
+    plain = is_concrete((dynamics, _schedules_at_0(dynamics, problem), network, problem, keys))
     adjoint = dfx.ForwardMode() if plain else dfx.RecursiveCheckpointAdjoint()
     engine = _Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-1.0 if stop is None else stop, problem.dtype), adjoint)
     tiles = _tiles(keys, tile_size(_work(dynamics, chart, network, problem)))
@@ -338,6 +338,14 @@ def _stepped(
         "stop_time": jnp.asarray(reached, problem.dtype),
         "averages": (jnp.asarray((half - first) / (t_half - t_first + tiny)), jnp.asarray((last - half) / (t_last - t_half + tiny))),
     }
+
+
+def _schedules_at_0(dynamics: Any, problem: Problem) -> Any:
+    """Values of the schedules, which may have closed over what is being differentiated."""
+    zero, noise, label = jnp.int32(0), getattr(dynamics, "noise", None), getattr(dynamics, "label_noise", None)
+    at = None if noise is None or not noise.is_scheduled else noise.at(zero)
+    gamma = dynamics.clock.gamma(zero, problem.dtype) if callable(dynamics.clock.step_size) else None
+    return gamma, at, value_at(label, zero, problem.dtype) if callable(label) else None
 
 
 def _work(dynamics: AbstractDynamics, chart: AbstractCoordinates, network: Any, problem: Problem) -> int:

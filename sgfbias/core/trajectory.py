@@ -149,7 +149,7 @@ class Trajectory(eqx.Module):
             return f"Trajectory(traced, series {', '.join(self.series)})"
         single = self.status.ndim == 0
         seeds = 1 if single else self.status.shape[0]
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves((self.series, self.final, self.networks)))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter((self.series, self.final, self.networks), eqx.is_array)))
         end = float(self.times[-1])
         steps = "adaptive steps" if self.steps is None else f"{int(self.steps[-1]):,} steps"
         lines = [
