@@ -396,7 +396,7 @@ def plot(ds: Any) -> Any:
         (
             axes[1, 1],
             [ds["landed_error"].sel(noise=n).values for n in names],
-            "Solution selected by the effective initialisation",
+            "Error of the selected solution",
             "validation error",
         ),
     ):
@@ -409,5 +409,5 @@ def plot(ds: Any) -> Any:
         axis.set_yticks(range(len(names)), [LABELS[n] for n in names])
         axis.invert_yaxis()
     for axis in (axes[0, 0], axes[1, 0]):
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="lower right" if axis is axes[0, 0] else "lower left")
     return figure
