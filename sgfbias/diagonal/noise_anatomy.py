@@ -408,6 +408,5 @@ def plot(ds: Any) -> Any:
         tidy(axis, title=title + ", 5% to 95% of the seeds", x=x, y="", y_scale="linear")
         axis.set_yticks(range(len(names)), [LABELS[n] for n in names])
         axis.invert_yaxis()
-    for axis in (axes[0, 0], axes[1, 0]):
-        axis.legend(frameon=False, fontsize=8, loc="lower right" if axis is axes[0, 0] else "lower left")
+    axes[1, 0].legend(frameon=False, fontsize=8, loc="lower left")  # its colours are those of every panel
     return figure
