@@ -130,7 +130,7 @@ def _about() -> str:
 
 def _list() -> int:
     for name in STUDIES:
-        print(f"{name:12s} {study_named(name).Config.__doc__}")
+        print(f"{name:14s} {study_named(name).Config.__doc__}")
     return 0
 
 
