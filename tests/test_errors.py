@@ -184,7 +184,10 @@ CASES = {
     "a pair at depth 2": (lambda: sgf.select(PROBLEM, (0.0, 0.0)), "belongs to depth 3"),
     "an offset at depth 3": (lambda: sgf.select(PROBLEM, 0.0, depth=3, offset=1.0), "there is no offset"),
     "log coordinates at depth 3": (lambda: run(net=DEEP, coordinates="log"), "'mirror' or 'weights', but are 'log'"),
-    "order 2 in deep mirror": (lambda: run(flow(0.1, order=2), net=DEEP), "use order=1 or coordinates='weights'"),
+    "order 2 in deep mirror": (
+        lambda: run(flow(0.1, order=2), net=DEEP, coordinates="weights"),
+        "depth 3 by a term that is not kept here: use order=1",
+    ),
     "a weight of 0": (lambda: sgf.DiagonalNetwork.from_weights([0.0, 1.0], [1.0, 1.0]), "`plus` must be non-zero"),
     "a negative weight at depth 3": (lambda: sgf.DeepDiagonalNetwork.from_weights([1.0], [-1.0], depth=3), "`minus` must be positive"),
     "u and v": (lambda: sgf.ProductNetwork([1.0, 2.0], [1.0]), r"`v` must have shape \(2,\)"),
@@ -258,6 +261,8 @@ def test_landing_is_refused_for_algorithms_and_the_second_order_flow(runs):
         sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, flow(lambda k: 0.02)))
     with pytest.raises(ValueError, match="MomentumFlow is not derived"):
         sgf.land(run(sgf.MomentumFlow(0.1, dt=0.01), keys=None))
+    with pytest.raises(ValueError, match="order-2 flow"):
+        sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, flow(0.02, sgf.NoNoise(), order=2)))
     with pytest.raises(ValueError, match="order-2 flow"):
         sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, flow(0.02, order=2)))
 

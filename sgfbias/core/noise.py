@@ -186,7 +186,7 @@ class PerSampleNoise(AbstractNoise):
         return outputs[:1]
 
     def root(self, derivatives, step_size, dB):
-        return Kick(examples=jnp.sqrt(step_size / derivatives.shape[0]) * _per_example(dB, derivatives) * derivatives)
+        return Kick(examples=safe_sqrt(step_size / derivatives.shape[0]) * _per_example(dB, derivatives) * derivatives)
 
     def covariance(self, derivatives, step_size):
         _one_output(derivatives, self)

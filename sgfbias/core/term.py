@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from sgfbias.core.brownian import is_shape
 from sgfbias.core.coordinates import AbstractCoordinates
-from sgfbias.core.noise import AbstractNoise
+from sgfbias.core.noise import AbstractNoise, safe_sqrt
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock
 
@@ -52,7 +52,7 @@ class FlowTerm(dfx.AbstractTerm):
 
     def contr(self, t0, t1, **kwargs):
         stride = self.stride(self.offset + jnp.round(t0).astype(jnp.int32))
-        root = jnp.sqrt(stride.time)
+        root = safe_sqrt(stride.time)
         dB = jax.tree.map(lambda z: z * root, self.path.evaluate(t0, t1))
         return eqx.tree_at(lambda s: (s.time, s.dB), stride, (stride.time * (t1 - t0), dB), is_leaf=lambda x: x is None)
 

@@ -10,6 +10,7 @@ The first is Pesme, Pillaud-Vivien, Flammarion 2021, Lemma 1 (their eta is `2 sq
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -63,7 +64,7 @@ class DiagonalWeights(_DiagonalChart):
 
     def __init__(self, network: Any, problem: Any, dynamics: Any):
         super().__init__(network, problem, dynamics)
-        floor = (float(jnp.log(jnp.finfo(problem.dtype).tiny)) + 10) / 2
+        floor = (math.log(float(jnp.finfo(problem.dtype).tiny)) + 10) / 2
         if is_concrete(network) and float(jnp.min(network.log_alpha)) < floor:
             raise ValueError(
                 f"log alpha = {float(jnp.min(network.log_alpha)):.4g} is too small for weights in {jnp.dtype(problem.dtype).name}: the smaller "

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sgfbias.core.coordinates import AbstractCoordinates, modified_drift
+from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.diagonal.coordinates import quadratic_variation
 from sgfbias.diagonal.initial import check_features, initial_log_alpha, positive_weights
 
@@ -254,9 +254,7 @@ class DeepWeights(_DeepChart):
         return {**jax.tree.map(jnp.zeros_like, position), "grown_plus": plus, "grown_minus": minus}
 
     def second_order_drift(self, position, problem, step_size):
-        p, (weights, _) = self.network.depth, self.split(position)
-
-        def risk(w: Any) -> Array:
-            return jnp.mean(problem.loss(problem.inputs @ (w["plus"] ** p - w["minus"] ** p), problem.targets))
-
-        return {**jax.tree.map(jnp.zeros_like, position), **modified_drift(risk, weights, step_size)}
+        raise ValueError(
+            f"the second-order modified equation moves the effective initialisations at depth {self.network.depth} by a term that is not kept "
+            "here: use order=1"
+        )

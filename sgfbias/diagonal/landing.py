@@ -135,7 +135,7 @@ def _check(runs: Trajectory) -> Array | float:
         )
     if isinstance(noise, IsotropicNoise):
         raise ValueError("isotropic noise leaves the row space of the data, so the limit is not the theorem's: simulate until convergence")
-    if isinstance(noise, NoNoise):
+    if isinstance(noise, NoNoise) and dynamics.order == 1:
         return 0.0
     if dynamics.is_scheduled:
         raise ValueError(
