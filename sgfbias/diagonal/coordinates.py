@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete
@@ -65,9 +66,9 @@ class DiagonalWeights(_DiagonalChart):
     def __init__(self, network: Any, problem: Any, dynamics: Any):
         super().__init__(network, problem, dynamics)
         floor = (math.log(float(jnp.finfo(problem.dtype).tiny)) + 10) / 2
-        if is_concrete(network) and float(jnp.min(network.log_alpha)) < floor:
+        if is_concrete(network) and float(np.min(np.asarray(network.log_alpha))) < floor:
             raise ValueError(
-                f"log alpha = {float(jnp.min(network.log_alpha)):.4g} is too small for weights in {jnp.dtype(problem.dtype).name}: the smaller "
+                f"log alpha = {float(np.min(np.asarray(network.log_alpha))):.4g} is too small for weights in {jnp.dtype(problem.dtype).name}: the smaller "
                 f"weight reaches alpha^2, which needs log alpha >= {floor:.4g}; use a larger alpha, float64, or for flows coordinates='mirror'"
             )
 
