@@ -12,6 +12,7 @@ from sgfbias.core.loss import AbstractLoss as AbstractLoss
 from sgfbias.core.loss import LogisticLoss as LogisticLoss
 from sgfbias.core.loss import SoftmaxCrossEntropyLoss as SoftmaxCrossEntropyLoss
 from sgfbias.core.loss import SquaredLoss as SquaredLoss
+from sgfbias.core.network import AbstractNetwork as AbstractNetwork
 from sgfbias.core.noise import AbstractNoise as AbstractNoise
 from sgfbias.core.noise import IsotropicNoise as IsotropicNoise
 from sgfbias.core.noise import LabelNoise as LabelNoise

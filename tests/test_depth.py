@@ -4,6 +4,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import network, outside_row_space, rms, slope, small_problem
 
@@ -48,6 +49,60 @@ def test_depth_three_in_mirror_coordinates_is_the_programme_at_any_time():
         fibre = sgf.SparseRegression(problem.X, problem.X @ runs.final["beta"][i])
         pair = runs.final["log_alpha_plus"][i], runs.final["log_alpha_minus"][i]
         np.testing.assert_allclose(sgf.select(fibre, pair, depth=3).beta, runs.final["beta"][i], atol=1e-10)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 5])
+def test_second_order_drift_is_one_motion_in_all_charts(depth):
+    """The weights move along -grad(gamma/4 |grad L|^2), by automatic differentiation; what log alpha gains is the same in every chart."""
+    problem, rng = small_problem(n=4, d=6), np.random.default_rng(depth)
+    weights = rng.uniform(0.5, 1.0, (2, 6))
+    net = sgf.DiagonalNetwork.from_weights(*weights) if depth == 2 else sgf.DeepDiagonalNetwork.from_weights(*weights, depth=depth)
+    flow = sgf.StochasticGradientFlow(GAMMA, sgf.NoNoise(), order=2)
+
+    def risk(w):
+        return jnp.mean(jnp.square(problem.X @ (w[0] ** depth - w[1] ** depth) - problem.y)) / 4
+
+    expected = -GAMMA / 4 * jax.grad(lambda w: jnp.sum(jnp.square(jax.grad(risk)(w))))(jnp.asarray(weights))
+    moved, gained = {}, {}
+    for name in ("weights", "mirror"):
+        chart = net.coordinates(name, problem, flow)
+        position = chart.encode(net)
+        tangent = jax.jvp(chart.decode, (position,), (chart.second_order_drift(position, problem, jnp.asarray(GAMMA)),))[1]
+        if depth == 2:
+            log_plus, log_minus = tangent.log_alpha + tangent.log_ratio / 2, tangent.log_alpha - tangent.log_ratio / 2
+            moved[name], gained[name] = jnp.stack([log_plus, log_minus]) * weights, jnp.stack([tangent.log_alpha, tangent.offset])
+        else:
+            moved[name], gained[name] = (
+                jnp.stack([tangent.plus, tangent.minus]),
+                jnp.stack([tangent.log_alpha_plus, tangent.log_alpha_minus]),
+            )
+    for name, value in moved.items():
+        np.testing.assert_allclose(value, expected, atol=1e-13, err_msg=name)
+    np.testing.assert_allclose(gained["weights"], gained["mirror"], atol=1e-13)
+    assert np.abs(gained["mirror"]).max() > 1e-4
+
+
+def test_second_order_flow_of_depth_three_ends_on_the_pair_it_has_moved():
+    """Without noise, in weights: the gap to the programme falls like dt; with the pair it started from it does not."""
+    problem, widths, gamma = small_problem(), (1 / 2, 1 / 8), 0.05
+    net, gaps, stays = sgf.DiagonalNetwork.init(alpha=0.5, d=25, depth=3), [], []
+    for width in widths:
+        flow = sgf.StochasticGradientFlow(gamma, sgf.NoNoise(), dt=width * gamma, order=2)
+        runs = sgf.simulate(flow, net, problem, keys=sgf.seeds(0, 1), t1=100.0, coordinates="weights")
+        assert float(runs.final["loss"].max()) < 1e-12
+        gaps.append(rms(chosen(problem, runs) - runs.final["beta"]))
+        stays.append(rms(sgf.select(problem, net.log_alpha_plus, depth=3).beta - runs.final["beta"]))
+    assert slope(widths, gaps) > 0.8
+    assert stays[-1] > 5 * gaps[-1]
+
+
+def test_adam_on_a_deep_network_ends_where_a_network_that_starts_there_stays():
+    """A transformation leaves no law behind: the pair that comes back is that of the weights themselves."""
+    problem, net = small_problem(), sgf.DiagonalNetwork.init(alpha=0.5, d=25, depth=3)
+    run = sgf.simulate(sgf.OptaxDescent(optax.adam(1e-2), 1.0), net, problem, steps=10_000)
+    assert float(run.final["loss"]) < 1e-10
+    pair = run.final["log_alpha_plus"], run.final["log_alpha_minus"]
+    np.testing.assert_allclose(sgf.select(problem, pair, depth=3).beta, run.final["beta"], atol=1e-4)
 
 
 def test_deep_sgd_ends_where_its_own_effective_initialisations_say():

@@ -46,6 +46,29 @@ class Contrast(sgf.AbstractLoss):
 
 
 CASES = {
+    "half precision": (lambda: sgf.Problem(INPUTS.astype(np.float16), INPUTS), "dtype float16, .* must be float32 or float64"),
+    "complex parameters": (
+        lambda: run(
+            sgf.GradientDescent(0.1),
+            jax.tree.map(lambda v: v.astype(complex) if eqx.is_array(v) else v, mlp(3)),
+            labelled(LABELS, SOFTMAX),
+            keys=None,
+        ),
+        "must be real, but MLP has one of dtype complex128",
+    ),
+    "integral of a transformation": (lambda: sgf.OptaxDescent(optax.adam(1e-3), 1.0, integral="none"), "'full', 'batch' or 'examples'"),
+    "a transformation that draws": (
+        lambda: run(sgf.OptaxDescent(optax.add_noise(0.1, 0.5, 0), 1.0), mlp(3), labelled(LABELS, SOFTMAX), keys=None),
+        "OptaxDescent is random and needs keys",
+    ),
+    "trainable of an attribute": (
+        lambda: run(sgf.GradientDescent(0.1), mlp(3), labelled(LABELS, SOFTMAX), keys=None, trainable=lambda leaf: leaf.name == "w"),
+        "a function of an array that returns True or False",
+    ),
+    "brownian_dt traced": (
+        lambda: jax.grad(lambda gamma: flow(gamma, brownian_dt=0.01).step_size)(0.02),
+        "`brownian_dt` needs concrete widths",
+    ),
     "nan in X": (lambda: sgf.SparseRegression(np.array([[1.0, np.nan]]), np.ones(1)), r"`X` must be finite, but 1 of 2 .*index \(0, 1\)"),
     "inf in y": (lambda: sgf.SparseRegression(np.ones((2, 3)), np.array([1.0, np.inf])), "`y` must be finite"),
     "nan in truth": (lambda: sgf.SparseRegression(np.ones((1, 2)), np.ones(1), np.array([np.nan, 1])), "`beta_star` must be finite"),

@@ -77,6 +77,42 @@ def test_minibatch_covariance_of_an_mlp_by_enumeration(batch_size, replace):
         assert np.abs(other - enumerated).max() > 1e-5, "control: the other way of drawing differs"
 
 
+class Chatty(eqx.Module):
+    """A user's model whose methods are called like ours."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return x @ self.w
+
+    def predict(self, x):
+        raise AssertionError("not ours to call")
+
+    coordinates = observables = dims = units = predict
+
+
+def test_methods_of_a_users_model_are_its_own_affair():
+    problem = sgf.SparseRegression(INPUTS, INPUTS @ np.ones(3), np.ones(3), validation=(INPUTS[:2], np.zeros(2)))
+    run = sgf.simulate(sgf.GradientDescent(0.5), Chatty(jnp.zeros(3)), problem, steps=40)
+    other = sgf.simulate(sgf.GradientDescent(0.5), mlp("scalar", depth=0), problem, steps=40)
+    assert float(run.final["loss"]) < float(run["loss"][0]) / 10
+    error = jnp.mean(jnp.square(INPUTS[:2] @ run.networks.w))
+    np.testing.assert_allclose(run.final["validation_error"], error, rtol=1e-12)
+    assert set(run.to_xarray()) == set(other.to_xarray())
+    # Without a beta there is no distance from the truth.
+    plain = sgf.SparseRegression(INPUTS, INPUTS @ np.ones(3), np.ones(3))
+    assert "validation_error" not in sgf.simulate(sgf.GradientDescent(0.5), Chatty(jnp.zeros(3)), plain, steps=40).final
+
+
+def test_a_loss_may_close_over_what_is_differentiated_and_be_undefined_where_no_output_is():
+    def outcome(scale):
+        problem = sgf.Problem(INPUTS, np.ones(N), loss=lambda f, y: scale * jnp.sqrt(f + 3) * y)
+        return sgf.simulate(sgf.GradientDescent(0.1), Chatty(jnp.zeros(3)), problem, steps=20, record=sgf.Record(times=2)).final["loss"]
+
+    slope = jax.grad(outcome)(1.0)
+    np.testing.assert_allclose(slope, (outcome(1 + 1e-5) - outcome(1 - 1e-5)) / 2e-5, rtol=1e-6)
+
+
 def test_covariance_of_noisy_labels_by_enumeration():
     """Samples and signs, n * 2^C outcomes of one step with C outputs, against minibatch noise plus the labels' own part."""
     problem, model, delta = sgf.Problem(INPUTS, np.random.default_rng(1).normal(size=(N, 2))), mlp(2), 0.4
@@ -193,7 +229,7 @@ def test_a_flow_step_never_holds_one_gradient_per_example():
     position = chart.encode(model)
 
     def step(position, key):
-        term = flow.build(chart, problem, position, key, jnp.int32(0), flow.default_solver(jnp.float64))
+        term = flow.build(chart, problem, position, key, jnp.int32(0), flow.default_solver(jnp.float64, 1))
         y = (position, jnp.zeros(()))
         return term.vf_prod(0.0, y, None, term.contr(jnp.asarray(0.0), jnp.asarray(1.0)))
 

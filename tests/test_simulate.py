@@ -132,6 +132,27 @@ def test_divergence_without_nan_is_stalled_high():
     assert not bool(small.diverged.any()), "control"
 
 
+def test_a_minimum_that_is_not_zero_is_no_divergence():
+    """Least squares without an interpolator: gradient descent converges to its loss; of a user's loss nothing is known unless she says it."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 25)), rng.normal(size=40)
+    problem, best = sgf.SparseRegression(X, y), np.linalg.lstsq(X, y)[1][0] / 160
+    run = sgf.simulate(sgf.GradientDescent(0.02), network(0.3), problem, steps=20_000)
+    assert run.statuses() == {"converged": 1}
+    np.testing.assert_allclose(run.tolerance, best, rtol=1e-9)
+    short = sgf.simulate(sgf.GradientDescent(0.02), network(0.3), problem, steps=400)
+    assert short.statuses() == {"moving": 1}
+
+    below = sgf.Problem(X, y, loss=lambda f, t: jnp.square(f - t) / 4 - 1)
+    unknown = sgf.simulate(sgf.GradientDescent(0.02), network(0.3), below, steps=20_000)
+    assert unknown.statuses() == {"moving": 1}
+    assert "give `stop`" in unknown.reason()
+    stopped = sgf.simulate(sgf.GradientDescent(0.02), network(0.3), below, steps=20_000, stop=float(unknown.final["loss"]) + 1e-9)
+    assert stopped.statuses() == {"converged": 1}
+    up = sgf.simulate(sgf.StochasticGradientDescent(0.3), network(0.3), below, keys=sgf.seeds(0, 16), steps=20_000)
+    assert int(up.diverged.sum()) > 0
+
+
 def test_float32_sees_the_same_path_and_stays_close():
     problem, net = small_problem(), network()
     single = sgf.SparseRegression(*(np.asarray(a, np.float32) for a in (problem.X, problem.y, problem.beta_star)))

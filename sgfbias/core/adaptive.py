@@ -71,7 +71,7 @@ def run_adaptive(
         )
     check_positive(t1, "t1")
     grid = time_grid(times, float(t1))
-    marked = np.unique(np.concatenate([grid, [t1 / 4, t1 / 2, t1]]))
+    marked = np.unique(np.concatenate([grid, [0, t1 / 4, t1 / 2, t1]]))
     stop_at = None if stop is None else jnp.asarray(stop, problem.dtype)
     solution = _solve(flow, chart, network, problem, solver, observe, jnp.asarray(marked, problem.dtype), stop_at)
     values, (end,) = solution.ys[0], (jax.tree.map(lambda leaf: leaf[-1], solution.ys[1]),)
@@ -86,7 +86,7 @@ def run_adaptive(
         for name, v in values.items()
     }
     quarter, half, last = (values["loss_integral"][int(np.searchsorted(marked, t))] for t in (t1 / 4, t1 / 2, t1))
-    pick = np.searchsorted(marked, grid)
+    first_loss, pick = values["loss"][0], np.searchsorted(marked, grid)
     return {
         "series": {name: v[pick] for name, v in values.items()},
         "final": final,
@@ -96,5 +96,6 @@ def run_adaptive(
         "times": jnp.asarray(grid, problem.dtype),
         "steps": None,
         "stop_time": jnp.where(stopped, done, jnp.inf),
+        "first_loss": first_loss,
         "averages": ((half - quarter) / (t1 / 4), (last - half) / (t1 / 2)),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.network import AbstractNetwork, evaluate
 from sgfbias.core.noise import Covariance
 
 
@@ -75,6 +77,12 @@ class Weights(AbstractCoordinates):
 
     def __init__(self, network: Any, dtype: Any, *, trainable: Any = True, microbatch: int | None = None):
         self.frozen, self.features, self.dtype = cast(_frozen_part(network, trainable), dtype), None, dtype
+        for leaf in jax.tree.leaves(network):
+            if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                raise ValueError(
+                    f"the parameters must be real, but {type(network).__name__} has one of dtype {leaf.dtype}: keep real and imaginary parts as two "
+                    "arrays and put them together in __call__"
+                )
         if microbatch is not None and (not isinstance(microbatch, int | np.integer) or microbatch < 1):
             raise ValueError(f"`microbatch` must be a whole number of examples >= 1, but is {microbatch!r}")
         self.microbatch = microbatch
@@ -91,9 +99,7 @@ class Weights(AbstractCoordinates):
         """The network's outputs (n, ...)."""
 
         def piece(p: Any, x: Array) -> Array:
-            network = self.decode(p)
-            predict = getattr(network, "predict", None)
-            return jax.vmap(network)(x) if predict is None else predict(x)
+            return evaluate(self.decode(p), x)
 
         n, m = inputs.shape[0], self.microbatch
         if m is None or m >= n:
@@ -121,17 +127,28 @@ def modified_drift(risk: Callable[[Any], Array], weights: Any, step_size: Array)
 
 def cast(network: Any, dtype: Any) -> Any:
     """The network with its floating-point arrays in this precision."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, network)
+
+    def one(leaf: Any) -> Any:
+        return leaf.astype(dtype) if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, network)
+
+
+def _of_array(chosen: Callable[[Any], Any], leaf: Any) -> Any:
+    return eqx.is_inexact_array(leaf) and chosen(leaf)
 
 
 def _frozen_part(network: Any, trainable: Any) -> Any:
     """The network with None in place of the arrays that move."""
+    if callable(trainable) and not isinstance(trainable, eqx.Module):
+        # Asked of arrays only: a model's other leaves are functions and settings.
+        trainable = functools.partial(_of_array, trainable)
     try:
         chosen, frozen = eqx.partition(network, trainable)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            "`trainable` must be a PyTree of True and False that fits the network (a prefix will do), or a function of a leaf, as "
-            f"equinox.partition takes: {error}"
+            "`trainable` must be a PyTree of True and False that fits the network (a prefix will do), or a function of an array that returns "
+            f"True or False, as equinox.partition takes: {error}"
         ) from error
     if not jax.tree.leaves(eqx.filter(chosen, eqx.is_inexact_array)):
         total = len(jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array)))
@@ -168,12 +185,12 @@ def coordinates_for(
 
     **Raises:** `ValueError` naming the charts that exist.
     """
-    own = getattr(network, "coordinates", None)
+    own = network.coordinates(name, problem, dynamics) if isinstance(network, AbstractNetwork) else None
     if own is not None:
         for option, given in (("trainable", trainable), ("microbatch", microbatch)):
             if given is not None:
                 raise ValueError(f"`{option}` is for models in their own weights; a {type(network).__name__} brings coordinates of its own")
-        return own(name, problem, dynamics)
+        return own
     if name not in (None, "weights"):
         raise ValueError(f"{type(network).__name__} has only the coordinates 'weights', but coordinates={name!r} was asked for")
     return Weights(network, problem.dtype, trainable=True if trainable is None else trainable, microbatch=microbatch)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from sgfbias.core.brownian import LABEL_STREAM, SAMPLING_STREAM, SECOND_STREAM
+from sgfbias.core.brownian import LABEL_STREAM, SAMPLING_STREAM, SECOND_STREAM, TRANSFORMATION_STREAM
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.flow import check_momentum
@@ -67,7 +67,7 @@ class AbstractDescent(AbstractDynamics):
 
     @property
     def is_stochastic(self):
-        return self.batch_size is not None or self.label_noise is not None
+        return self.batch_size is not None or self.label_noise is not None or _draws(self.transformation)
 
     @property
     def is_flow(self):
@@ -79,7 +79,7 @@ class AbstractDescent(AbstractDynamics):
         ratio = None if self.l == 1 else jnp.asarray([1, self.l], jnp.int32)
         return Clock(self.step_size, factor=factor if self.l == 1 else factor / self.l, ratio=ratio)
 
-    def default_solver(self, dtype):
+    def default_solver(self, dtype, size):
         return Iteration()
 
     def build(self, coordinates, problem, position, key, offset, solver):
@@ -184,7 +184,9 @@ class OptaxDescent(AbstractDescent):
 
     **Arguments:**
 
-    - `transformation`: e.g. `optax.adam(1e-3)`; it contains its own step size. It sees the trainable weights only.
+    - `transformation`: e.g. `optax.adam(1e-3)`; it contains its own step size. It sees the trainable weights only. Random keys in its
+      state (as of `optax.add_noise`) are replaced by ones drawn from the seed's key, so that seeds differ. A line search (`optax.lbfgs`)
+      gets the loss of the examples drawn, with their noisy labels.
     - `step_size`: the flow time of one iteration, a number or a schedule: for `optax.sgd(gamma)` that is gamma, with momentum b
       `gamma / (1 - b)`; where no flow is known, 1 makes flow time count iterations.
     - `batch_size`: None, all examples. `sampling`, `label_noise`, `integral`: as in `StochasticGradientDescent`.
@@ -210,7 +212,7 @@ class OptaxDescent(AbstractDescent):
             sampling=sampling,
             label_noise=label_noise,
             transformation=transformation,
-            integral=integral if batch_size is not None else "full",
+            integral=integral,
         )
 
 
@@ -242,6 +244,42 @@ def _own(terms: Any) -> _IterationTerm:
     return getattr(terms, "term", terms)  # Diffrax hands over a wrapper that knows the direction of time
 
 
+def _keys_in(memory: Any) -> list[bool]:
+    """Which leaves of an Optax state are random keys, old style or new."""
+
+    def is_key(leaf: Any) -> bool:
+        if not hasattr(leaf, "dtype"):
+            return False
+        return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (leaf.dtype == jnp.uint32 and leaf.shape == (2,))
+
+    return [is_key(leaf) for leaf in jax.tree.leaves(memory)]
+
+
+def _draws(transformation: Any) -> bool:
+    """Whether a transformation draws random numbers of its own; one that needs particular parameters is taken not to."""
+    if transformation is None:
+        return False
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            return any(_keys_in(jax.eval_shape(transformation.init, jnp.zeros(1))))
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return False
+
+
+def _reseed(memory: Any, key: Array) -> Any:
+    """The state with its random keys drawn from `key`."""
+    leaves, structure = jax.tree.flatten(memory)
+    for place, drawn in enumerate(_keys_in(memory)):
+        if drawn:
+            old, fresh = leaves[place], jax.random.fold_in(key, place)
+            if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+                words = jax.random.bits(fresh, jax.random.key_data(old).shape, jnp.uint32)
+                leaves[place] = jax.random.wrap_key_data(words, impl=jax.random.key_impl(old))
+            else:
+                leaves[place] = jax.random.bits(fresh, old.shape, jnp.uint32)
+    return jax.tree.unflatten(structure, leaves)
+
+
 class _IterationTerm(dfx.AbstractTerm):
     dynamics: AbstractDescent
     coordinates: AbstractCoordinates
@@ -255,7 +293,8 @@ class _IterationTerm(dfx.AbstractTerm):
             # A copy of the weights inside the state (lookahead, say) must not be the weights themselves.
             with jax.numpy_dtype_promotion("standard"):  # Optax mixes precisions
                 memory = self.dynamics.transformation.init(parameters)
-            return jax.tree.map(lambda leaf: leaf + 0 if eqx.is_inexact_array(leaf) else leaf, memory)
+            memory = jax.tree.map(lambda leaf: leaf + 0 if eqx.is_inexact_array(leaf) else leaf, memory)
+            return memory if self.key is None else _reseed(memory, jax.random.fold_in(self.key, TRANSFORMATION_STREAM))
         return () if self.dynamics.momentum is None else jax.tree.map(jnp.zeros_like, y[0])
 
     def iterate(self, t0: Array, y: Any, memory: Any) -> Any:
@@ -270,7 +309,8 @@ class _IterationTerm(dfx.AbstractTerm):
         slope = self._slopes(step, outputs, targets)
         count = dynamics.batch_size or problem.n
         if dynamics.transformation is not None:
-            position, memory = self._transformed(position, memory, pull(slope / count), gamma, jnp.mean(problem.loss(outputs, targets)))
+            noise = 0 * slope if dynamics.label_noise is None else slope - problem.loss.derivative(outputs, targets)
+            position, memory = self._transformed(position, memory, pull(slope / count), gamma, inputs, targets, outputs, noise)
         elif dynamics.momentum is not None:
             b = dynamics.momentum.astype(dtype)
             downhill = pull(slope * (-1 / count))
@@ -309,12 +349,22 @@ class _IterationTerm(dfx.AbstractTerm):
         coefficients = jnp.repeat(jnp.asarray([(1 + root) / 2, (1 - root) / 2], dtype), outputs.shape[0] // 2)
         return slope * coefficients.reshape(-1, *(1,) * (slope.ndim - 1))
 
-    def _transformed(self, position: Any, memory: Any, gradient: Any, gamma: Array, loss: Array) -> Any:
+    def _transformed(
+        self, position: Any, memory: Any, gradient: Any, gamma: Array, inputs: Array, targets: Array, outputs: Array, noise: Array
+    ) -> tuple[Any, Any]:
         parameters, rest = self.coordinates.split(position)
         gradient, book = self.coordinates.split(gradient)
+
+        def objective(f: Array) -> Array:
+            """The function of the outputs whose gradient this is: noisy labels add a linear term."""
+            return jnp.mean(self.problem.loss(f, targets)) + jnp.sum(noise * f) / f.shape[0]
+
+        def value_fn(p: Any) -> Array:
+            return objective(self.coordinates.linearise(self.coordinates.join(p, rest), inputs)[0])
+
         update = optax.with_extra_args_support(self.dynamics.transformation).update
         with jax.numpy_dtype_promotion("standard"):
-            updates, memory = update(gradient, memory, parameters, value=loss, grad=gradient)
+            updates, memory = update(gradient, memory, parameters, value=objective(outputs), grad=gradient, value_fn=value_fn)
             parameters = optax.apply_updates(parameters, updates)
         return self.coordinates.join(parameters, jax.tree.map(lambda a, b: a - gamma * b, rest, book)), memory
 

@@ -14,6 +14,8 @@ from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock, as_number
 
+LARGEST_IMPLICIT = 2_000  # numbers of state
+
 
 class AbstractDynamics(eqx.Module):
     """A way of moving. All dynamics share the flow's clock: the flow time of an iteration is the time its flow takes to follow it."""
@@ -38,8 +40,8 @@ class AbstractDynamics(eqx.Module):
     def clock(self) -> Clock | None:
         """Flow time of the solver steps; None for an adaptive solver."""
 
-    def default_solver(self, dtype: Any) -> dfx.AbstractSolver:
-        """The solver used when none is given, for this precision."""
+    def default_solver(self, dtype: Any, size: int) -> dfx.AbstractSolver:
+        """The solver used when none is given, for this precision and this many numbers of state."""
         return dfx.Euler()
 
     def chart(self, coordinates: AbstractCoordinates) -> AbstractCoordinates:
@@ -68,11 +70,12 @@ class AbstractDeterministicFlow(AbstractDynamics):
     def clock(self):
         return None if self.dt is None else Clock(self.dt)
 
-    def default_solver(self, dtype):
+    def default_solver(self, dtype, size):
         if self.dt is not None:
             return dfx.Euler()
         # In float32 rounding hides what an implicit solver's Newton iteration is to reduce, and it stalls: explicit steps are surer there.
-        return dfx.Tsit5() if jnp.finfo(dtype).bits <= 32 else dfx.Kvaerno5()
+        # An implicit step factorises a matrix of size x size.
+        return dfx.Tsit5() if jnp.finfo(dtype).bits <= 32 or size > LARGEST_IMPLICIT else dfx.Kvaerno5()
 
     def unit(self, dtype: Any) -> Array:
         """Flow time per unit of solver time."""

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.brownian import BROWNIAN_STREAM, StepBrownianPath
+from sgfbias.core.checks import is_concrete
 from sgfbias.core.coordinates import Phase
 from sgfbias.core.dynamics import AbstractDeterministicFlow, AbstractDynamics, as_width
 from sgfbias.core.noise import AbstractNoise, MeanLossNoise, NoNoise
@@ -23,7 +24,8 @@ class GradientFlow(AbstractDeterministicFlow):
     r"""$\dot w = -\nabla L(w)$.
 
     **Arguments:** `dt`: flow time per step of a fixed-step solver (Euler unless `solver=` says otherwise); None, the default, uses an
-    adaptive solver: in float64 the implicit Kvaerno5, since the flow is stiff near convergence, in float32 the explicit Tsit5. `rtol`,
+    adaptive solver: in float64 the implicit Kvaerno5, since the flow is stiff near convergence; in float32, and for more than 2,000 numbers
+    of state, the explicit Tsit5. `rtol`,
     `atol`: its tolerances; by default 1e-8 and 1e-10 in float64, 1e-5 and 1e-7 in float32.
     """
 
@@ -169,6 +171,10 @@ class StochasticGradientFlow(AbstractDynamics):
             self.dt = as_number(dt, "dt")
             self.ratio = iterations_per_step(self.dt, self.step_size)
         if brownian_dt is not None:
+            if not is_concrete((self.step_size, self.dt, brownian_dt)):
+                raise ValueError(
+                    "`brownian_dt` needs concrete widths, as the number of increments per step follows from them: under jit, vmap or grad leave it out"
+                )
             width = self.step_size if self.dt is None else self.dt
             ratio = float(width) / float(as_number(brownian_dt, "brownian_dt"))
             # An array: runs at several widths share one compiled program.

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Shaped
 
 from sgfbias.core.checks import as_float_array, check_finite, is_concrete
 from sgfbias.core.loss import AbstractLoss, as_loss
+from sgfbias.core.network import evaluate
 
 
 class Problem(eqx.Module):
@@ -47,6 +47,11 @@ class Problem(eqx.Module):
             raise ValueError(
                 f"`inputs` and `targets` must have the same number of examples, but have shapes {inputs.shape} and {targets.shape}"
             )
+        if jnp.finfo(inputs.dtype).bits < 32:
+            raise ValueError(
+                f"`inputs` have dtype {inputs.dtype}, which sets the precision of the computation, and that must be float32 or float64: steps are "
+                "counted in it; write inputs.astype('float32')"
+            )
         check_finite(inputs, "inputs")
         check_finite(targets, "targets")
         if jnp.issubdtype(targets.dtype, jnp.floating):
@@ -67,9 +72,7 @@ class Problem(eqx.Module):
 
     def outputs(self, network: Any, inputs: Array | None = None) -> Any:
         """The network's outputs (n, ...) on `inputs` (default: the problem's own)."""
-        inputs = self.inputs if inputs is None else inputs
-        predict = getattr(network, "predict", None)
-        return jax.vmap(network)(inputs) if predict is None else predict(inputs)
+        return evaluate(network, self.inputs if inputs is None else inputs)
 
     def residuals(self, network: Any) -> Array:
         """`f(x_i) - y_i`, shape (n, ...)."""
@@ -83,15 +86,23 @@ class Problem(eqx.Module):
         """Per-example derivatives `l'_i` of the loss in the outputs, shape (n, ...)."""
         return self.loss.derivative(self.outputs(network), self.targets)
 
-    def observables(self) -> dict[str, Callable[[Any], Array]]:
-        """What this problem can measure on a network besides its loss: name -> function of the network."""
+    def observables(self, network: Any) -> dict[str, Callable[[Any], Array]]:
+        """What this problem can measure on such a network besides its loss: name -> function of the network."""
+        return {}
+
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Dimension names of the observables that are not scalars."""
         return {}
 
     def units(self) -> dict[str, str]:
         """Units of the observables by name, for stores and plots."""
         return {}
 
-    def loss_floor(self) -> float:
+    def least_loss(self, network: Any) -> float | None:
+        """The least mean loss that such a network can reach on these data; None if that is not known."""
+        return None
+
+    def resolution(self) -> float:
         """Loss below which rounding of the outputs hides any further decrease, about `eps^2` times the loss of a zero output."""
         if not is_concrete((self.inputs, self.targets)) or not jnp.issubdtype(self.targets.dtype, jnp.inexact):
             return 0.0

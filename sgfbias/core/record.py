@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
+import equinox as eqx
 import numpy as np
 from jaxtyping import Array
+
+from sgfbias.core.network import declares
 
 BUILT_IN = ("loss", "loss_integral")
 CHECK_EVERY = 1024  # steps between looks at the stopping tolerance, besides the recorded times
@@ -43,15 +45,14 @@ def as_record(record: Any) -> Record:
 
 def declared_observables(network: Any, problem: Any) -> dict[str, Callable[[Any], Array]]:
     """Everything the network and the problem declare, by name."""
-    own = getattr(network, "observables", None)
-    return {**(own() if own is not None else {}), **problem.observables()}
+    return {**declares(network, "observables"), **problem.observables(network)}
 
 
 def choose_observables(record: Record, network: Any, problem: Any) -> tuple[dict[str, Callable], dict[str, Callable]]:
     """`(series, finals)`: functions of the network to record at every time, and at the end."""
     declared = declared_observables(network, problem)
     if record.observables is None:
-        shapes = {name: jax.eval_shape(f, network).shape for name, f in declared.items()}
+        shapes = {name: eqx.filter_eval_shape(f, network).shape for name, f in declared.items()}
         return {name: f for name, f in declared.items() if shapes[name] == ()}, declared
     asked = record.observables if isinstance(record.observables, Mapping) else dict.fromkeys(record.observables)
     series: dict[str, Callable] = {}

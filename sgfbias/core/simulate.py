@@ -77,13 +77,21 @@ def simulate(
         raise ValueError(f"`problem` must be a Problem, but is {type(problem).__name__}; wrap the data: Problem(inputs, targets)")
     if not 1 <= chunk <= MAX_CHUNK:
         raise ValueError(f"`chunk` must be between 1 and {MAX_CHUNK}, but is {chunk}")
+    if not callable(network):
+        raise ValueError(f"`network` must be an Equinox module that maps one example to its output, but is {type(network).__name__}")
     keys = _check_keys(dynamics, keys)
+    for part in (getattr(dynamics, "noise", None), dynamics):
+        check = getattr(part, "check", None)
+        if check is not None:
+            check(problem.n)
     network = cast(network, problem.dtype)
-    solver = dynamics.default_solver(problem.dtype) if solver is None else solver
-    _check_fit(dynamics, network, problem)
     chart = dynamics.chart(coordinates_for(network, problem, dynamics, coordinates, trainable=trainable, microbatch=microbatch))
+    _check_model(network, problem)
+    if solver is None:
+        solver = dynamics.default_solver(problem.dtype, _numbers(eqx.filter_eval_shape(chart.encode, network)))
     name = str(coordinates or getattr(chart, "name", "weights"))
-    tolerance = _tolerance(problem, stop)
+    least = problem.least_loss(network)
+    tolerance = _tolerance(problem, least, stop)
     series, finals = choose_observables(record, network, problem)
     observe, finish = Observe(chart, problem, series), Observe(chart, problem, finals, last=True)
 
@@ -100,8 +108,9 @@ def simulate(
     status = classify(
         finite=raw["finite"],
         loss=raw["final"]["loss"],
-        first_loss=problem.risk(network),
+        first_loss=raw["first_loss"],
         tolerance=tolerance,
+        least=least,
         early=raw["averages"][0],
         late=raw["averages"][1],
         may_stall=may_stall,
@@ -126,16 +135,8 @@ def simulate(
     )
 
 
-def _check_fit(dynamics: AbstractDynamics, network: Any, problem: Problem) -> None:
-    """Refuse noise and batches that do not fit the number of examples, and a model whose outputs do not fit inputs, loss and targets."""
-    for part in (getattr(dynamics, "noise", None), dynamics):
-        check = getattr(part, "check", None)
-        if check is not None:
-            check(problem.n)
-    if hasattr(network, "coordinates") and problem.inputs.shape[1:] != (network.d,):
-        return  # the coordinates say so
-    if not eqx.is_array(network) and not callable(network) and not hasattr(network, "predict"):
-        raise ValueError(f"`network` must be an Equinox module that maps one example to its output, but is {type(network).__name__}")
+def _check_model(network: Any, problem: Problem) -> None:
+    """Refuse a model whose outputs do not fit inputs, loss and targets."""
     try:
         outputs = eqx.filter_eval_shape(problem.outputs, network)
     except (TypeError, ValueError, RuntimeError) as error:  # the last: dropout without a key
@@ -159,10 +160,18 @@ def _check_keys(dynamics: AbstractDynamics, keys: Any) -> Array | None:
     return None
 
 
-def _tolerance(problem: Problem, stop: float | None) -> float:
-    floor = problem.loss_floor()
+def _tolerance(problem: Problem, least: float | None, stop: float | None) -> float | None:
+    """Loss at or below which a seed counts as converged."""
+    floor = problem.resolution()
     if stop is None:
-        return max(DEFAULT_TOLERANCE, 100 * floor)
+        least = problem.loss.lower_bound if least is None else least
+        return (
+            None if least is None else least + max(DEFAULT_TOLERANCE, 100 * floor, 100 * float(jnp.finfo(problem.dtype).eps) * abs(least))
+        )
+    if problem.loss.lower_bound is None:
+        if not math.isfinite(stop):
+            raise ValueError(f"`stop` must be a finite loss, but is {stop}")
+        return float(stop)
     check_positive(stop, "stop")
     if stop < floor:
         raise ValueError(
@@ -200,7 +209,7 @@ class _Engine(eqx.Module):
     problem: Problem
     solver: dfx.AbstractSolver
     observe: Observe
-    stop: Array  # loss at which a seed is frozen; -1: never
+    stop: Array  # loss at which a seed is frozen; -inf: never
     adjoint: dfx.AbstractAdjoint
 
     def start(self, network: Any, key: Array | None) -> Any:
@@ -271,7 +280,7 @@ def _run_tile(engine: _Engine, network: Any, finish: Observe, keys: Any, segment
         state, values = _advance(engine, state, keys, segments.start[row], segments.length[row], segments.check[row])
         outputs.append(values)
         report(1)
-        if is_concrete(engine.stop) and float(engine.stop) > 0 and is_concrete(state[2]) and not bool(jnp.any(state[2])):
+        if is_concrete(engine.stop) and float(engine.stop) > -math.inf and is_concrete(state[2]) and not bool(jnp.any(state[2])):
             last = jax.tree.map(lambda v: jax.lax.slice_in_dim(v, v.shape[axis] - 1, v.shape[axis], axis=axis), values)
             outputs += [jax.tree.map(lambda v, w: jnp.broadcast_to(v, w.shape), last, values)] * (rows - row - 1)
             report(rows - row - 1)
@@ -304,9 +313,11 @@ def _stepped(
     recorded = step_grid(times, steps, clock, problem.dtype)
     segments = cut(recorded, steps, chunk, stop is not None)
     # What nobody differentiates needs no checkpoints: the plain loop compiles faster.
-    plain = is_concrete((dynamics, _schedules_at_0(dynamics, problem), network, problem, keys))
+    plain = is_concrete((dynamics, _schedules_at_0(dynamics, problem), network, problem, keys)) and not _closes_over_traced(
+        network, problem
+    )
     adjoint = dfx.ForwardMode() if plain else dfx.RecursiveCheckpointAdjoint()
-    engine = _Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-1.0 if stop is None else stop, problem.dtype), adjoint)
+    engine = _Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-jnp.inf if stop is None else stop, problem.dtype), adjoint)
     tiles = _tiles(keys, tile_size(_work(dynamics, chart, network, problem)))
     report.total = len(tiles) * segments.start.shape[0]
     with report:
@@ -336,6 +347,7 @@ def _stepped(
         "times": jnp.asarray(times[pick], problem.dtype),
         "steps": jnp.asarray(recorded),
         "stop_time": jnp.asarray(reached, problem.dtype),
+        "first_loss": jnp.asarray(values["loss"][..., 0]),
         "averages": (jnp.asarray((half - first) / (t_half - t_first + tiny)), jnp.asarray((last - half) / (t_last - t_half + tiny))),
     }
 
@@ -348,12 +360,22 @@ def _schedules_at_0(dynamics: Any, problem: Problem) -> Any:
     return gamma, at, value_at(label, zero, problem.dtype) if callable(label) else None
 
 
+def _closes_over_traced(network: Any, problem: Problem) -> bool:
+    """Whether the model or the loss, functions that they are, have closed over what is being differentiated."""
+    jaxpr = eqx.filter_make_jaxpr(problem.risk)(network)[0]
+    return not is_concrete(jaxpr.consts)
+
+
 def _work(dynamics: AbstractDynamics, chart: AbstractCoordinates, network: Any, problem: Problem) -> int:
     """Numbers of the state times examples per step; of a minibatch only where no pass over all examples comes with it."""
-    state = jax.tree.leaves(eqx.filter_eval_shape(chart.encode, network))
     batch = getattr(dynamics, "batch_size", None)
     rows = problem.n if batch is None or getattr(dynamics, "integral", None) != "batch" else batch
-    return sum(math.prod(leaf.shape) for leaf in state) * rows
+    return _numbers(eqx.filter_eval_shape(chart.encode, network)) * rows
+
+
+def _numbers(tree: Any) -> int:
+    """How many numbers a PyTree holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _tiles(keys: Array | None, size: int) -> list[Array | None]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.network import declares
 from sgfbias.core.provenance import attributes
 
 
@@ -30,20 +31,35 @@ STALL_LEVEL = 1e-2
 
 
 def classify(
-    *, finite: Array, loss: Array, first_loss: Array, tolerance: float, early: Array, late: Array, may_stall: bool, gave_up: Any = False
+    *,
+    finite: Array,
+    loss: Array,
+    first_loss: Array,
+    tolerance: float | None,
+    least: float | None,
+    early: Array,
+    late: Array,
+    may_stall: bool,
+    gave_up: Any = False,
 ) -> Array:
     """Status of each seed.
 
     - non-finite: the loss or a parameter is NaN or infinite;
-    - converged: the loss is at or below the tolerance;
-    - stalled high: the loss averaged over the last half of the run (`late`) is at least .9 of its average over the quarter before
-      (`early`), and still above 1% of the loss at the start: a step size too large to converge, or a run too short to leave a plateau;
+    - converged: the loss is at or below the tolerance (None: nothing is known that it could converge to);
+    - stalled high: the excess over the least loss, averaged over the last half of the run (`late`), is at least .9 of its average over the
+      quarter before (`early`), and still above 1% of the excess at the start: a step size too large to converge, or a run too short to leave a
+      plateau. Where the least loss is not known (`least` is None), a loss that settles may have found its minimum, and only one that has
+      risen counts: the average is above the loss at the start, and not falling;
     - gave up: an adaptive solver ran out of steps; later times are NaN, the final values those of the time it reached;
     - moving: anything else.
     """
-    stalled = (late >= STALL_RATIO * early) & (late > STALL_LEVEL * first_loss) & may_stall
-    status = jnp.where(stalled, int(Status.STALLED), int(Status.MOVING))
-    status = jnp.where(loss <= tolerance, int(Status.CONVERGED), status)
+    if least is None:
+        stalled = (late >= early) & (late > first_loss)
+    else:
+        stalled = (late - least >= STALL_RATIO * (early - least)) & (late - least > STALL_LEVEL * (first_loss - least))
+    status = jnp.where(stalled & may_stall, int(Status.STALLED), int(Status.MOVING))
+    if tolerance is not None:
+        status = jnp.where(loss <= tolerance, int(Status.CONVERGED), status)
     status = jnp.where(gave_up, int(Status.GAVE_UP), status)
     return jnp.where(finite, status, int(Status.NON_FINITE))
 
@@ -70,7 +86,7 @@ class Trajectory(eqx.Module):
     network: Any
     problem: Any
     keys: Array | None
-    tolerance: float = eqx.field(static=True)
+    tolerance: float | None = eqx.field(static=True)
     coordinates: str = eqx.field(static=True)
     solver: str = eqx.field(static=True)
 
@@ -99,9 +115,15 @@ class Trajectory(eqx.Module):
         status = Status(int(np.atleast_1d(np.asarray(self.status))[seed]))
         loss = pick(self.final["loss"])
         early, late = (pick(a) for a in self.averages)
+        tolerance = "" if self.tolerance is None else f"{self.tolerance:.2e}"
         return {
-            Status.CONVERGED: f"converged: loss {loss:.2e} is at or below the tolerance {self.tolerance:.2e}",
-            Status.MOVING: f"moving: loss {loss:.2e}, still above the tolerance {self.tolerance:.2e}",
+            Status.CONVERGED: f"converged: loss {loss:.2e} is at or below the tolerance {tolerance}",
+            Status.MOVING: f"moving: loss {loss:.2e}, "
+            + (
+                f"still above the tolerance {tolerance}"
+                if self.tolerance is not None
+                else "and the least loss of this problem is not known: give `stop`, a loss that counts as converged"
+            ),
             Status.STALLED: (
                 f"stalled high: mean loss {late:.2e} over the last half of the run, {early:.2e} over the quarter before; "
                 "the step size is too large, or the run too short to leave a plateau"
@@ -118,12 +140,12 @@ class Trajectory(eqx.Module):
         import xarray as xr
 
         single = self.status.ndim == 0
-        dims = {**_declared(self.network, "dims"), **_declared(self.problem, "dims")}
+        dims = {**declares(self.network, "dims"), **self.problem.dims()}
         units = {
             "loss": "loss",
             "loss_integral": "loss * flow time",
-            **_declared(self.network, "units"),
-            **_declared(self.problem, "units"),
+            **declares(self.network, "units"),
+            **self.problem.units(),
         }
         seed = () if single else ("seed",)
 
@@ -162,8 +184,3 @@ class Trajectory(eqx.Module):
         lines += [f"  [{name!r}]  {tuple(value.shape)}" for name, value in self.series.items()]
         lines += [f"  .final[{name!r}]  {tuple(value.shape)}" for name, value in self.final.items() if name not in self.series]
         return "\n".join(lines)
-
-
-def _declared(thing: Any, what: str) -> dict[str, Any]:
-    method = getattr(thing, what, None)
-    return method() if method is not None else {}

@@ -235,8 +235,8 @@ class Mirror(_DiagonalChart):
 def second_order_parts(*, position_xi: Array, problem: Any, beta: Array) -> tuple[Array, Array]:
     """`-grad(1/4 |grad L|^2)` in log coordinates: `(what log alpha gains (d,), what the cotangent c gains (n,))`, per unit of gamma.
 
-    With `g = X^T l'/n` (so `grad_{w_+-} L = +-2 w_+- g`) and a loss quadratic in the outputs, `|grad L|^2 / 4 = <xi, g^2>`, hence
-    `d log w_+- = -2 g^2 -+ 2 X^T (l''/n) X (xi g)`.
+    With `g = X^T l'/n` (so `grad_{w_+-} L = +-2 w_+- g`), `|grad L|^2 / 4 = <xi, g^2>`, hence `d log w_+- = -2 g^2 -+ 4 X^T (l''/n) X (xi g)`,
+    of which the second part is `+-2 X^T dc`.
     """
     outputs = problem.inputs @ beta
     derivatives = problem.loss.derivative(outputs, problem.targets)

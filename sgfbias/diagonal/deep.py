@@ -5,11 +5,12 @@ With `c` the cotangent of core the weights move by `dw_+- = +-p w_+-^{p-1} X^T d
     d w_+-^{2-p} = -+p (p-2) X^T dc + (p^2/2) (p-1)(p-2) w_+-^{p-2} Q dt:
 
 the sum of the first parts lies in the row space of X, and the second is what the noise adds to `A_+- = alpha_+-^{2-p}`, each sign its own.
+The second-order modified equation's `-grad(gamma/4 |grad L|^2)` is, with `g = X^T l'/n`, a motion along
+`dc = -(gamma/2) p^2 (l''/n) X ((w_+^{2p-2} + w_-^{2p-2}) g) dt` and a growth of `A_+-` by `(gamma/2) p^2 (p-1)(p-2) w_+-^{p-2} g^2 dt`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -17,18 +18,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.coordinates import AbstractCoordinates, modified_drift
 from sgfbias.diagonal.coordinates import quadratic_variation
 from sgfbias.diagonal.initial import check_features, initial_log_alpha, positive_weights
+from sgfbias.diagonal.linear import AbstractLinearNetwork
 
 
-class DeepDiagonalNetwork(eqx.Module):
+class DeepDiagonalNetwork(AbstractLinearNetwork):
     """`f(x) = <beta, x>` with `beta = w_+^p - w_-^p`, p >= 3 (Pesme, Pillaud-Vivien, Flammarion 2021, appendix on depth p).
 
     - `plus`, `minus` (d,): the weights. `log_alpha_plus`, `log_alpha_minus` (d,): the two effective initialisations, which are the weights
       themselves at the start, and what the limit depends on: `select(problem, (log_alpha_plus, log_alpha_minus), depth=p)`.
     """
 
+    logs: ClassVar[dict[str, str]] = {"log_alpha_plus": "log weight", "log_alpha_minus": "log weight"}
     plus: Float[Array, " d"]
     minus: Float[Array, " d"]
     log_alpha_plus: Float[Array, " d"]
@@ -68,14 +71,6 @@ class DeepDiagonalNetwork(eqx.Module):
         """The linear predictor, (d,)."""
         return self.plus**self.depth - self.minus**self.depth
 
-    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
-        """Output on one example."""
-        return x @ self.beta
-
-    def predict(self, inputs: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """Outputs on many examples."""
-        return inputs @ self.beta
-
     def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
         """`"mirror"`, the default for flows, or `"weights"`.
 
@@ -92,30 +87,6 @@ class DeepDiagonalNetwork(eqx.Module):
         if name not in (None, "mirror", "weights"):
             raise ValueError(f"at depth {self.depth} coordinates must be 'mirror' or 'weights', but are {name!r}")
         return DeepWeights(self, problem, dynamics) if name == "weights" else DeepMirror(self, problem, dynamics)
-
-    def observables(self) -> dict[str, Callable[[Any], Array]]:
-        """`beta`, `log_alpha_plus` and `log_alpha_minus`, each (d,)."""
-        return {"beta": _beta, "log_alpha_plus": _plus, "log_alpha_minus": _minus}
-
-    def dims(self) -> dict[str, tuple[str, ...]]:
-        """Dimension names of the observables."""
-        return dict.fromkeys(("beta", "log_alpha_plus", "log_alpha_minus"), ("feature",))
-
-    def units(self) -> dict[str, str]:
-        """Units of the observables."""
-        return {"beta": "target / input", "log_alpha_plus": "log weight", "log_alpha_minus": "log weight"}
-
-
-def _beta(network: DeepDiagonalNetwork) -> Array:
-    return network.beta
-
-
-def _plus(network: DeepDiagonalNetwork) -> Array:
-    return network.log_alpha_plus
-
-
-def _minus(network: DeepDiagonalNetwork) -> Array:
-    return network.log_alpha_minus
 
 
 class _DeepChart(AbstractCoordinates):
@@ -139,6 +110,17 @@ class _DeepChart(AbstractCoordinates):
         p = self.network.depth
         rate = p**2 / 2 * (p - 1) * (p - 2) * quadratic_variation(inputs, covariance)
         return rate * weights[0] ** (p - 2), rate * weights[1] ** (p - 2)
+
+    def _second_order(self, weights: tuple[Array, Array], problem: Any, step_size: Array) -> tuple[Array, Array, Array]:
+        """`(dc, growth of A_+, growth of A_-)` per unit of time that the second-order drift adds."""
+        p = self.network.depth
+        outputs = problem.inputs @ (weights[0] ** p - weights[1] ** p)
+        slope = problem.loss.derivative(outputs, problem.targets) @ problem.inputs / problem.n
+        along = problem.inputs @ ((weights[0] ** (2 * p - 2) + weights[1] ** (2 * p - 2)) * slope)
+        _, curvature = jax.jvp(lambda f: problem.loss.derivative(f, problem.targets), (outputs,), (along,))
+        rate = step_size * p**2 / 2 * (p - 1) * (p - 2) * jnp.square(slope)
+        cotangent = curvature * (-step_size * p**2 / (2 * problem.n))
+        return cotangent, rate * weights[0] ** (p - 2), rate * weights[1] ** (p - 2)
 
     def _network(self, weights: tuple[Array, Array], barriers: tuple[Array, Array]) -> DeepDiagonalNetwork:
         p = self.network.depth
@@ -194,35 +176,41 @@ class DeepMirror(_DeepChart):
     def pull_features(self, position, cotangent):
         return {**jax.tree.map(jnp.zeros_like, position), "features": cotangent}
 
+    def second_order_drift(self, position, problem, step_size):
+        cotangent, plus, minus = self._second_order(self._weights(position), problem, step_size)
+        return {**jax.tree.map(jnp.zeros_like, position), "c": cotangent, "plus": plus, "minus": minus}
+
 
 class DeepWeights(_DeepChart):
     """`(w_+, w_-)`, with `A_+-` from its law along a flow, where Euler's error shows, or from the weights' own sum for an algorithm.
 
     An algorithm has no noise of its own to follow: `A_+- = w_+-^{2-p} +- p (p-2) X^T c` with the c that it has moved along, which is what
-    its limit depends on.
+    its limit depends on. An Optax transformation moves along no c: there `A_+- = w_+-^{2-p}`, as for a network that starts where it is.
     """
 
     name: ClassVar[str] = "weights"
-    by_law: bool = eqx.field(static=True)
+    book: str | None = eqx.field(static=True)  # what is kept besides the weights
 
     def __init__(self, network: DeepDiagonalNetwork, problem: Any, dynamics: Any):
         super().__init__(network, problem, dynamics)
-        self.by_law = not dynamics.weights_only
+        moves_along_c = getattr(dynamics, "transformation", None) is None
+        self.book = ("slope" if moves_along_c else None) if dynamics.weights_only else "grown"
 
     def encode(self, network):
         zero = jnp.zeros_like(self.network.plus)
-        book = {"grown_plus": zero, "grown_minus": zero} if self.by_law else {"slope": zero}
-        return {"plus": self.network.plus, "minus": self.network.minus, **book}
+        book: dict[str | None, Any] = {"grown": {"grown_plus": zero, "grown_minus": zero}, "slope": {"slope": zero}, None: {}}
+        return {"plus": self.network.plus, "minus": self.network.minus, **book[self.book]}
 
     def decode(self, position):
         weights, p = (position["plus"], position["minus"]), self.network.depth
         plus, minus = self._start
-        if self.by_law:
+        if self.book == "grown":
             return self._network(weights, (plus + position["grown_plus"], minus + position["grown_minus"]))
         now = weights[0] ** (2 - p), weights[1] ** (2 - p)
         # What they started from enters as a difference, so that nothing moves while the weights do not.
         began = self.network.plus ** (2 - p), self.network.minus ** (2 - p)
-        return self._network(weights, (plus + (now[0] - began[0] + position["slope"]), minus + (now[1] - began[1] - position["slope"])))
+        slope = position.get("slope", 0)
+        return self._network(weights, (plus + (now[0] - began[0] + slope), minus + (now[1] - began[1] - slope)))
 
     def split(self, position):
         moving = {"plus": position["plus"], "minus": position["minus"]}
@@ -235,7 +223,7 @@ class DeepWeights(_DeepChart):
         p = self.network.depth
         moved = {"plus": p * position["plus"] ** (p - 1) * along, "minus": -p * position["minus"] ** (p - 1) * along}
         still = jax.tree.map(jnp.zeros_like, position)
-        return {**still, **moved} if self.by_law else {**moved, "slope": p * (p - 2) * slope}
+        return {**still, **moved, **({"slope": p * (p - 2) * slope} if self.book == "slope" else {})}
 
     def linearise(self, position, inputs):
         p = self.network.depth
@@ -254,7 +242,9 @@ class DeepWeights(_DeepChart):
         return {**jax.tree.map(jnp.zeros_like, position), "grown_plus": plus, "grown_minus": minus}
 
     def second_order_drift(self, position, problem, step_size):
-        raise ValueError(
-            f"the second-order modified equation moves the effective initialisations at depth {self.network.depth} by a term that is not kept "
-            "here: use order=1"
+        p, weights = self.network.depth, (position["plus"], position["minus"])
+        curved = modified_drift(
+            lambda w: jnp.mean(problem.loss(problem.inputs @ (w[0] ** p - w[1] ** p), problem.targets)), weights, step_size
         )
+        _, plus, minus = self._second_order(weights, problem, step_size)
+        return {"plus": curved[0], "minus": curved[1], "grown_plus": plus, "grown_minus": minus}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,10 +11,11 @@ from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.diagonal.coordinates import CHARTS
 from sgfbias.diagonal.deep import DeepDiagonalNetwork
 from sgfbias.diagonal.initial import check_features, initial_log_alpha, positive_weights
+from sgfbias.diagonal.linear import AbstractLinearNetwork
 from sgfbias.diagonal.potential import beta_from, xi_from
 
 
-class DiagonalNetwork(eqx.Module):
+class DiagonalNetwork(AbstractLinearNetwork):
     """`f(x) = <beta, x>` with `beta = w_+^2 - w_-^2`, no factor (Pesme, Pillaud-Vivien, Flammarion 2021, section 2.1).
 
     Held as `log_alpha = log|w_+ w_-| / 2` and `log_ratio = log|w_+ / w_-|`, both (d,): all that `beta` and the future depend on, at any
@@ -24,6 +23,7 @@ class DiagonalNetwork(eqx.Module):
     (Even, Pesme, Gunasekar, Flammarion 2023).
     """
 
+    logs: ClassVar[dict[str, str]] = {"log_alpha": "log weight", "offset": "1"}
     log_alpha: Float[Array, " d"]
     log_ratio: Float[Array, " d"]
     offset: Float[Array, " d"]
@@ -70,14 +70,6 @@ class DiagonalNetwork(eqx.Module):
         """`w_+^2 + w_-^2`, (d,)."""
         return xi_from(self.log_alpha, self.log_ratio)
 
-    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
-        """Output on one example."""
-        return x @ self.beta
-
-    def predict(self, inputs: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """Outputs on many examples."""
-        return inputs @ self.beta
-
     def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
         """The chart of that name for this problem; default mirror for flows, weights for discrete algorithms.
 
@@ -95,28 +87,3 @@ class DiagonalNetwork(eqx.Module):
         if name not in CHARTS:
             raise ValueError(f"coordinates must be one of {', '.join(map(repr, CHARTS))}, but are {name!r}")
         return CHARTS[name](self, problem, dynamics)
-
-    def observables(self) -> dict[str, Callable[[Any], Array]]:
-        """`beta`, `log_alpha` and `offset`, each (d,)."""
-        return {"beta": _beta, "log_alpha": _log_alpha, "offset": _offset}
-
-    def dims(self) -> dict[str, tuple[str, ...]]:
-        """Dimension names of the observables."""
-        return dict.fromkeys(("beta", "log_alpha", "offset"), ("feature",))
-
-    def units(self) -> dict[str, str]:
-        """Units of the observables."""
-        return {"beta": "target / input", "log_alpha": "log weight", "offset": "1"}
-
-
-# Functions of the module, not closures: their identity is stable, so a second run of the same shape does not compile again.
-def _beta(network: DiagonalNetwork) -> Array:
-    return network.beta
-
-
-def _log_alpha(network: DiagonalNetwork) -> Array:
-    return network.log_alpha
-
-
-def _offset(network: DiagonalNetwork) -> Array:
-    return network.offset

@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 
 from sgfbias.core.checks import as_float_array, check_finite, check_shape, is_concrete
 from sgfbias.core.loss import SquaredLoss
+from sgfbias.core.network import evaluate
 from sgfbias.core.problem import Problem
+from sgfbias.diagonal.linear import AbstractLinearNetwork
 
 
 class SparseRegression(Problem):
@@ -152,25 +154,41 @@ class SparseRegression(Problem):
         best = np.linalg.lstsq(X / rows[:, None], y / rows, rcond=None)[0]
         return float(np.linalg.norm(X @ best - y)) / scale
 
+    @property
+    def interpolates(self) -> bool:
+        """Whether some beta fits every example, up to rounding; assumed of data that are being traced."""
+        if not is_concrete((self.inputs, self.targets)) or _independent_rows(np.asarray(self.inputs, np.float64)):
+            return True
+        return self.interpolation_gap() <= 50 * float(jnp.finfo(self.dtype).eps) * max(self.inputs.shape) ** 0.5
+
+    def least_loss(self, network: Any) -> float | None:
+        """0 if the data can be interpolated, else the loss of least squares; for linear networks, which reach any beta."""
+        if not isinstance(network, AbstractLinearNetwork):
+            return None
+        if self.interpolates:
+            return 0.0
+        X, y = np.asarray(self.inputs, np.float64), np.asarray(self.targets, np.float64)
+        best = np.linalg.lstsq(X, y, rcond=None)[0]
+        return self.loss_scale * float(np.mean(np.square(X @ best - y)))
+
     def require_interpolation(self) -> None:
         """Refuse a system without an interpolating solution, on which the bias theorem says nothing.
 
         **Raises:** `ValueError` that says how far from solvable the system is and what still holds.
         """
-        if not is_concrete((self.inputs, self.targets)):
-            return
-        gap = self.interpolation_gap()
-        if gap > 50 * float(jnp.finfo(self.dtype).eps) * max(self.inputs.shape) ** 0.5:
+        if not self.interpolates:
             raise ValueError(
-                f"no beta satisfies X beta = y: the best fit leaves a relative residual of {gap:.2e} (n = {self.n}, d = {self.d}). "
+                f"no beta satisfies X beta = y: the best fit leaves a relative residual of {self.interpolation_gap():.2e} (n = {self.n}, d = {self.d}). "
                 "The bias theorem is about interpolating solutions, so there is none to select. What still holds: simulate() and its "
                 "loss, the law of log alpha, and at any time t select(problem with y = X beta_t, log_alpha_t) = beta_t. To get an "
                 "interpolating problem use more features than examples, drop contradictory rows, or replace y by its fit"
             )
 
-    def observables(self) -> dict[str, Callable[[Any], Array]]:
-        """`validation_error`, where it exists."""
-        return {"validation_error": _ValidationError(self)} if self.measures_validation else {}
+    def observables(self, network: Any) -> dict[str, Callable[[Any], Array]]:
+        """`validation_error`, where it exists; of a network without a `beta` only on a validation set."""
+        linear = isinstance(network, AbstractLinearNetwork)
+        exists = self.measures_validation if linear else self.validation is not None
+        return {"validation_error": _ValidationError(self)} if exists else {}
 
     def units(self) -> dict[str, str]:
         """Units of the observables."""
@@ -181,7 +199,24 @@ class _ValidationError(eqx.Module):
     problem: SparseRegression
 
     def __call__(self, network: Any) -> Array:
-        return self.problem.validation_error(network.beta)
+        if isinstance(network, AbstractLinearNetwork):
+            return self.problem.validation_error(network.beta)
+        inputs, targets = self.problem.validation
+        return jnp.mean(jnp.square(evaluate(network, inputs) - targets))
+
+
+def _independent_rows(X: np.ndarray) -> bool:
+    """Whether the rows are clearly independent: any targets can be fitted then. Far cheaper than a least-squares fit."""
+    if X.shape[0] > X.shape[1]:
+        return False
+    rows = np.linalg.norm(X, axis=1)
+    if rows.min() == 0:
+        return False
+    unit = X / rows[:, None]
+    try:
+        return bool(np.diagonal(np.linalg.cholesky(unit @ unit.T)).min() > 1e-3)
+    except np.linalg.LinAlgError:
+        return False
 
 
 def _check_covariance(covariance: Array) -> None:

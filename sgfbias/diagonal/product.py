@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sgfbias.core.checks import as_float_array, check_finite, check_shape
 from sgfbias.diagonal.initial import initial_log_alpha
+from sgfbias.diagonal.linear import AbstractLinearNetwork
 from sgfbias.diagonal.network import DiagonalNetwork
 
 
-class ProductNetwork(eqx.Module):
+class ProductNetwork(AbstractLinearNetwork):
     """`f(x) = <u v, x>`, in its own weights u, v (d,): Even, Pesme, Gunasekar, Flammarion 2023; Pesme, Flammarion 2023.
 
     With `w_+- = (u +- v)/2` it is `beta = w_+^2 - w_-^2`: under the loss `1/(2n) sum r_i^2` (`SparseRegression(..., loss_scale=1/2)`) it moves
@@ -22,6 +21,7 @@ class ProductNetwork(eqx.Module):
     single out coordinates. Their `u_0 = sqrt(2) alpha_E, v_0 = 0` is `w_+- = alpha_E / sqrt(2)`.
     """
 
+    logs: ClassVar[dict[str, str]] = {"log_alpha": "log weight"}
     u: Float[Array, " d"]
     v: Float[Array, " d"]
 
@@ -61,31 +61,3 @@ class ProductNetwork(eqx.Module):
         **Raises:** `ValueError` where `u = +-v`: one of the two weights is 0 there.
         """
         return DiagonalNetwork.from_weights((self.u + self.v) / 2, (self.u - self.v) / 2)
-
-    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
-        """Output on one example."""
-        return x @ self.beta
-
-    def predict(self, inputs: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """Outputs on many examples."""
-        return inputs @ self.beta
-
-    def observables(self) -> dict[str, Callable[[Any], Array]]:
-        """`beta` and `log_alpha`, each (d,)."""
-        return {"beta": _beta, "log_alpha": _log_alpha}
-
-    def dims(self) -> dict[str, tuple[str, ...]]:
-        """Dimension names of the observables."""
-        return dict.fromkeys(("beta", "log_alpha"), ("feature",))
-
-    def units(self) -> dict[str, str]:
-        """Units of the observables."""
-        return {"beta": "target / input", "log_alpha": "log weight"}
-
-
-def _beta(network: ProductNetwork) -> Array:
-    return network.beta
-
-
-def _log_alpha(network: ProductNetwork) -> Array:
-    return network.log_alpha

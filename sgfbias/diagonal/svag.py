@@ -156,17 +156,6 @@ def claims(ds: Any) -> list[Claim]:
     ]
     for quantity in ("shrinkage", "validation_error"):
         rows.append(_distance(ds, quantity))
-    same = bool(np.array_equal(ds["svag_shrinkage"].values[0], ds["sgd_shrinkage"].values[0], equal_nan=True))
-    rows.append(
-        judge(
-            "SVAG(1) is SGD",
-            LMA,
-            predicted="bit for bit",
-            measured="equal" if same else "different",
-            tolerance="none",
-            holds=same,
-        )
-    )
     return rows
 
 

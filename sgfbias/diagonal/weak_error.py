@@ -77,8 +77,8 @@ Config = WeakErrorConfig
 class _Linear(eqx.Module):
     w: Array
 
-    def predict(self, inputs: Array) -> Array:
-        return inputs @ self.w
+    def __call__(self, x: Array) -> Array:
+        return x @ self.w
 
 
 def run(config: WeakErrorConfig, *, say: Callable[[str], None] = lambda line: None) -> Any:

@@ -27,7 +27,9 @@ from sgfbias.core.trajectory import Status
 from sgfbias.plotting import COLOURS, band, line, new_figure, tidy
 
 SOURCE = "Li, Tai, E 2017; Li, Malladi, Arora 2021"
-ENSEMBLES = {"sgd": "SGD", "flow": "flow, exact noise", "mean_loss": "flow, mean-loss noise"}
+ENSEMBLES = {"sgd": "SGD", "flow": "flow, exact noise", "mean_loss": "flow, mean-loss noise", "coarse": "flow, exact noise, dt = gamma"}
+COMPARED = ("sgd", "flow", "mean_loss")
+FINE = 4  # solver steps of the flow per SGD step
 LATE = 0.75  # runs are compared by their averages over the last quarter
 TIMES = 60
 
@@ -43,7 +45,7 @@ class DigitsConfig:
     batch_size: int = 4
     """Examples per SGD step, drawn with replacement."""
     steps: int = 1200
-    """SGD steps, and steps of the flows at dt = gamma; a multiple of 60."""
+    """SGD steps; the flow with exact noise takes 4 solver steps to each, and once 1. A multiple of 60."""
     train: int = 512
     """Training examples; the other images are the test set."""
     hidden: int = 32
@@ -119,16 +121,18 @@ def run(config: DigitsConfig, *, say: Callable[[str], None] = lambda line: None)
     record = Record({"test_loss": _Test(*test, accuracy=False), "test_accuracy": _Test(*test, accuracy=True)}, marks)
     dynamics = {
         "sgd": StochasticGradientDescent(gamma, config.batch_size, integral="batch"),
-        "flow": StochasticGradientFlow(gamma, MinibatchNoise(config.batch_size)),
+        "flow": StochasticGradientFlow(gamma, MinibatchNoise(config.batch_size), per_iteration=FINE),
         # The mean-loss model has no batch size: batches of b divide its covariance by b, as a step size b times smaller does.
         "mean_loss": StochasticGradientFlow(gamma / config.batch_size, MeanLossNoise(), dt=gamma),
+        "coarse": StochasticGradientFlow(gamma, MinibatchNoise(config.batch_size), per_iteration=1),
     }
     out, keys = Columns(), seeds(0, config.seeds)
     say(f"gradient descent, {count:,} iterations")
     plain = simulate(GradientDescent(gamma), model, problem, steps=count, record=record)
     for name, rule in dynamics.items():
-        say(f"{ENSEMBLES[name]}, {config.seeds} seeds x {count:,} steps, batches of {config.batch_size}")
-        runs = simulate(rule, model, problem, keys=keys, steps=count, record=record)
+        steps = count * (FINE if name == "flow" else 1)
+        say(f"{ENSEMBLES[name]}, {config.seeds} seeds x {steps:,} steps, batches of {config.batch_size}")
+        runs = simulate(rule, model, problem, keys=keys, steps=steps, record=record)
         say("  " + ", ".join(f"{number} {word}" for word, number in runs.statuses().items()))
         for quantity in ("loss", "test_loss", "test_accuracy"):
             out.add(f"{name}_{quantity}", ("seed", "time"), runs[quantity], "1" if "accuracy" in quantity else "loss")
@@ -163,7 +167,7 @@ def _chance(a: np.ndarray, b: np.ndarray, draws: int = 4000) -> tuple[float, flo
 
 def claims(ds: Any) -> list[Claim]:
     """The study's claims, from its dataset alone."""
-    lost = {name: int((ds[f"{name}_status"].values == Status.NON_FINITE).sum()) for name in ENSEMBLES}
+    lost = {name: int((ds[f"{name}_status"].values == Status.NON_FINITE).sum()) for name in COMPARED}
     accuracy = {name: _late(ds, f"{name}_test_accuracy") for name in ("sgd", "flow")}
     rows = [
         judge(
@@ -178,7 +182,8 @@ def claims(ds: Any) -> list[Claim]:
     ]
     for quantity, label in (("test_loss", "test loss"), ("test_accuracy", "test accuracy")):
         rows += _compared(ds, quantity, label)
-    sgd, flow, other = (_late(ds, f"{name}_test_loss").std(ddof=1) for name in ENSEMBLES)
+    rows.append(_resolved(ds))
+    sgd, flow, other = (_late(ds, f"{name}_test_loss").std(ddof=1) for name in COMPARED)
     rows.append(
         judge(
             "Spread of the test loss over seeds, flow over SGD",
@@ -193,8 +198,23 @@ def claims(ds: Any) -> list[Claim]:
     return rows
 
 
+def _resolved(ds: Any) -> Claim:
+    coarse, fine, sgd = (_late(ds, f"{name}_test_loss") for name in ("coarse", "flow", "sgd"))
+    effect = abs(float(sgd.mean()) - float(_late(ds, "gd_test_loss")))
+    off, width = _gap(coarse, fine)
+    return judge(
+        "The flow is resolved: its mean test loss at dt = gamma against dt = gamma/4",
+        "weak order 1 of Euler",
+        predicted="0 as dt -> 0",
+        measured=f"{off:+.4f} (99% interval +-{width:.4f}), against an effect of the noise of {effect:.4f}",
+        tolerance="interval within half the effect of the noise",
+        holds=abs(off) + width < effect / 2,
+        must_hold=False,
+    )
+
+
 def _compared(ds: Any, quantity: str, label: str) -> list[Claim]:
-    sgd, flow, other = (_late(ds, f"{name}_{quantity}") for name in ENSEMBLES)
+    sgd, flow, other = (_late(ds, f"{name}_{quantity}") for name in COMPARED)
     plain = float(_late(ds, f"gd_{quantity}"))
     effect, width = float(sgd.mean() - plain), 2.58 * float(sgd.std(ddof=1)) / np.sqrt(sgd.size)
     near, near_width = _gap(flow, sgd)
@@ -248,7 +268,8 @@ def plot(ds: Any) -> Any:
     for panel, quantity, title in zip(
         axes[0], ("loss", "test_loss", "test_accuracy"), ("Training loss", "Test loss", "Test accuracy"), strict=True
     ):
-        for name, label in ENSEMBLES.items():
+        for name in COMPARED:
+            label = ENSEMBLES[name]
             band(panel, time, ds[f"{name}_{quantity}"].values, colour=colours[name], label=f"{label}, {ds.sizes['seed']} seeds")
         line(panel, time, ds[f"gd_{quantity}"].values, colour=COLOURS["gd"], label="GD", style="--")
         tidy(panel, title=title, x="flow time", y=title.lower(), x_scale="linear", y_scale="linear" if "accuracy" in quantity else "log")

@@ -1,0 +1,52 @@
+"""What the networks of this folder share: one linear predictor `beta`, in several parametrisations."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from sgfbias.core.network import AbstractNetwork
+
+
+class AbstractLinearNetwork(AbstractNetwork):
+    """`f(x) = <beta, x>`, with `beta` (d,) a function of the weights. Declares `beta` and what `logs` names, each (d,)."""
+
+    logs: ClassVar[dict[str, str]] = {}  # further observables, attributes of the network: name -> units
+
+    @property
+    @abc.abstractmethod
+    def beta(self) -> Float[Array, " d"]:
+        """The linear predictor, (d,)."""
+
+    def __call__(self, x: Float[Array, " d"]) -> Float[Array, ""]:
+        """Output on one example."""
+        return x @ self.beta
+
+    def predict(self, inputs: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """Outputs on many examples."""
+        return inputs @ self.beta
+
+    def observables(self) -> dict[str, Callable[[Any], Array]]:
+        """`beta` and the `logs` of the class, each (d,)."""
+        return {name: _Read(name) for name in ("beta", *self.logs)}
+
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Dimension names of the observables."""
+        return dict.fromkeys(("beta", *self.logs), ("feature",))
+
+    def units(self) -> dict[str, str]:
+        """Units of the observables."""
+        return {"beta": "target / input", **self.logs}
+
+
+class _Read(eqx.Module):
+    """Reads an attribute. Two of one name are equal, so a second run of the same shape does not compile again."""
+
+    name: str = eqx.field(static=True)
+
+    def __call__(self, network: AbstractLinearNetwork) -> Array:
+        return getattr(network, self.name)
