@@ -207,10 +207,6 @@ CASES = {
     "a pair at depth 2": (lambda: sgf.select(PROBLEM, (0.0, 0.0)), "belongs to depth 3"),
     "an offset at depth 3": (lambda: sgf.select(PROBLEM, 0.0, depth=3, offset=1.0), "there is no offset"),
     "log coordinates at depth 3": (lambda: run(net=DEEP, coordinates="log"), "'mirror' or 'weights', but are 'log'"),
-    "order 2 in deep mirror": (
-        lambda: run(flow(0.1, order=2), net=DEEP, coordinates="weights"),
-        "depth 3 by a term that is not kept here: use order=1",
-    ),
     "a weight of 0": (lambda: sgf.DiagonalNetwork.from_weights([0.0, 1.0], [1.0, 1.0]), "`plus` must be non-zero"),
     "a negative weight at depth 3": (lambda: sgf.DeepDiagonalNetwork.from_weights([1.0], [-1.0], depth=3), "`minus` must be positive"),
     "u and v": (lambda: sgf.ProductNetwork([1.0, 2.0], [1.0]), r"`v` must have shape \(2,\)"),

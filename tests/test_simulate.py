@@ -211,28 +211,6 @@ def test_three_charts_agree_on_one_path_as_dt_falls():
         assert slope(widths, gaps["weights"]) > 0.4
 
 
-@pytest.mark.parametrize("chart", ["mirror", "log", "weights"])
-def test_second_order_drift_is_the_gradient_of_the_modified_loss(chart):
-    """One noiseless step of the order-2 flow against autodiff of `L + gamma/4 |grad L|^2` in the weights."""
-    problem, gamma, dt = small_problem(), 0.3, 1e-6
-    net = eqx.tree_at(lambda m: m.log_ratio, network(), 0.2 * problem.X[1])
-    flow = sgf.StochasticGradientFlow(gamma, sgf.NoNoise(), dt=dt, order=2)
-    runs = sgf.simulate(flow, net, problem, keys=sgf.seeds(0, 1), steps=1, coordinates=chart)
-    w = jnp.concatenate([jnp.exp(net.log_alpha + net.log_ratio / 2), jnp.exp(net.log_alpha - net.log_ratio / 2)])
-
-    def risk(w):
-        r = problem.X @ (w[:25] ** 2 - w[25:] ** 2) - problem.y
-        return jnp.mean(r**2) / 4
-
-    def modified(w):
-        return risk(w) + gamma / 4 * jnp.sum(jax.grad(risk)(w) ** 2)
-
-    moved = w - dt * jax.grad(modified)(w)
-    rate = (runs.final["beta"][0] - net.beta) / dt
-    expected = ((moved[:25] ** 2 - moved[25:] ** 2) - (w[:25] ** 2 - w[25:] ** 2)) / dt
-    np.testing.assert_allclose(rate, expected, rtol=2e-4, atol=1e-7)
-
-
 def test_any_model_with_the_same_verb():
     """An MLP with two outputs: the flow's Euler step against a hand-written one with an explicit Jacobian."""
     key = jax.random.key(0)

@@ -77,12 +77,6 @@ class Weights(AbstractCoordinates):
 
     def __init__(self, network: Any, dtype: Any, *, trainable: Any = True, microbatch: int | None = None):
         self.frozen, self.features, self.dtype = cast(_frozen_part(network, trainable), dtype), None, dtype
-        for leaf in jax.tree.leaves(network):
-            if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-                raise ValueError(
-                    f"the parameters must be real, but {type(network).__name__} has one of dtype {leaf.dtype}: keep real and imaginary parts as two "
-                    "arrays and put them together in __call__"
-                )
         if microbatch is not None and (not isinstance(microbatch, int | np.integer) or microbatch < 1):
             raise ValueError(f"`microbatch` must be a whole number of examples >= 1, but is {microbatch!r}")
         self.microbatch = microbatch
@@ -123,6 +117,19 @@ def modified_drift(risk: Callable[[Any], Array], weights: Any, step_size: Array)
     gradient = jax.grad(risk)(weights)
     _, curved = jax.jvp(jax.grad(risk), (weights,), (gradient,))
     return jax.tree.map(lambda v: -0.5 * step_size * v, curved)
+
+
+def check_real(network: Any) -> None:
+    """Refuse complex parameters.
+
+    **Raises:** `ValueError` naming the dtype.
+    """
+    for leaf in jax.tree.leaves(network):
+        if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"the parameters must be real, but {type(network).__name__} has one of dtype {leaf.dtype}: keep real and imaginary parts as two "
+                "arrays and put them together in __call__"
+            )
 
 
 def cast(network: Any, dtype: Any) -> Any:

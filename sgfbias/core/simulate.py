@@ -14,11 +14,13 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.adaptive import run_adaptive
-from sgfbias.core.brownian import UnitStep, check_keys
-from sgfbias.core.checks import check_positive, is_concrete
-from sgfbias.core.coordinates import AbstractCoordinates, cast, coordinates_for
+from sgfbias.core.arguments import check_model, converged_below, count_steps, run_keys
+from sgfbias.core.brownian import UnitStep
+from sgfbias.core.checks import is_concrete
+from sgfbias.core.coordinates import AbstractCoordinates, cast, check_real, coordinates_for
 from sgfbias.core.descent import Iteration
 from sgfbias.core.dynamics import AbstractDynamics
+from sgfbias.core.network import AbstractNetwork
 from sgfbias.core.observe import Observe, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
@@ -28,7 +30,6 @@ from sgfbias.core.tiles import may_share, over_members, run_tiles, tile_index, t
 from sgfbias.core.trajectory import Trajectory, classify
 
 MAX_CHUNK = 65_536
-DEFAULT_TOLERANCE = 1e-14
 
 
 def simulate(
@@ -79,19 +80,24 @@ def simulate(
         raise ValueError(f"`chunk` must be between 1 and {MAX_CHUNK}, but is {chunk}")
     if not callable(network):
         raise ValueError(f"`network` must be an Equinox module that maps one example to its output, but is {type(network).__name__}")
-    keys = _check_keys(dynamics, keys)
+    keys = run_keys(dynamics, keys)
     for part in (getattr(dynamics, "noise", None), dynamics):
         check = getattr(part, "check", None)
         if check is not None:
             check(problem.n)
     network = cast(network, problem.dtype)
+    declares_itself = isinstance(network, AbstractNetwork)  # then its coordinates say better what does not fit
+    check_real(network)
+    if not declares_itself:
+        check_model(network, problem)
     chart = dynamics.chart(coordinates_for(network, problem, dynamics, coordinates, trainable=trainable, microbatch=microbatch))
-    _check_model(network, problem)
+    if declares_itself:
+        check_model(network, problem)
     if solver is None:
         solver = dynamics.default_solver(problem.dtype, _numbers(eqx.filter_eval_shape(chart.encode, network)))
     name = str(coordinates or getattr(chart, "name", "weights"))
     least = problem.least_loss(network)
-    tolerance = _tolerance(problem, least, stop)
+    tolerance = converged_below(problem, least, stop)
     series, finals = choose_observables(record, network, problem)
     observe, finish = Observe(chart, problem, series), Observe(chart, problem, finals, last=True)
 
@@ -99,7 +105,7 @@ def simulate(
     if clock is None:
         raw = run_adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop)
     else:
-        count = _count_steps(steps, t1, dynamics, clock)
+        count = count_steps(steps, t1, dynamics, clock)
         raw = _stepped(
             dynamics, chart, network, problem, solver, observe, finish, record.times, count, clock, keys, stop, chunk, reporter(progress)
         )
@@ -133,72 +139,6 @@ def simulate(
         coordinates=name,
         solver=type(solver).__name__,
     )
-
-
-def _check_model(network: Any, problem: Problem) -> None:
-    """Refuse a model whose outputs do not fit inputs, loss and targets."""
-    try:
-        outputs = eqx.filter_eval_shape(problem.outputs, network)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last: dropout without a key
-        raise ValueError(
-            f"the model {type(network).__name__} cannot be evaluated on one example of shape {problem.inputs.shape[1:]} "
-            f"({problem.dtype}): {error}"
-        ) from error
-    if not isinstance(outputs, jax.ShapeDtypeStruct):
-        raise ValueError(f"the model {type(network).__name__} must return one array per example, but returns {type(outputs).__name__}")
-    problem.loss.check(jax.ShapeDtypeStruct(outputs.shape, problem.dtype), problem.targets)
-
-
-def _check_keys(dynamics: AbstractDynamics, keys: Any) -> Array | None:
-    name = type(dynamics).__name__
-    if dynamics.is_stochastic:
-        if keys is None:
-            raise ValueError(f"{name} is random and needs keys: write keys=sgfbias.seeds(0, 256) for 256 seeds")
-        return check_keys(keys)
-    if keys is not None:
-        raise ValueError(f"{name} is deterministic, every seed would be the same: leave `keys` out")
-    return None
-
-
-def _tolerance(problem: Problem, least: float | None, stop: float | None) -> float | None:
-    """Loss at or below which a seed counts as converged."""
-    floor = problem.resolution()
-    if stop is None:
-        least = problem.loss.lower_bound if least is None else least
-        return (
-            None if least is None else least + max(DEFAULT_TOLERANCE, 100 * floor, 100 * float(jnp.finfo(problem.dtype).eps) * abs(least))
-        )
-    if problem.loss.lower_bound is None:
-        if not math.isfinite(stop):
-            raise ValueError(f"`stop` must be a finite loss, but is {stop}")
-        return float(stop)
-    check_positive(stop, "stop")
-    if stop < floor:
-        raise ValueError(
-            f"stop={stop:g} is below the loss that {jnp.dtype(problem.dtype).name} can resolve on these targets (about {floor:.1e}), so no "
-            "seed would ever stop; use a larger `stop`, or float64 data with jax.config.update('jax_enable_x64', True)"
-        )
-    return float(stop)
-
-
-def _count_steps(steps: Any, t1: Any, dynamics: Any, clock: Clock) -> int:
-    if (steps is None) == (t1 is None):
-        raise ValueError(f"give either `steps` or `t1`, but got steps={steps}, t1={t1}")
-    if steps is None:
-        check_positive(t1, "t1")
-        if clock.width is None:
-            raise ValueError("with a schedule of step sizes the steps take different times: give `steps` instead of `t1`")
-        ratio = float(t1) / float(clock.width)
-        whole = round(ratio)
-        # A whole number of steps up to rounding of dt (float32 without x64), else the next one.
-        steps = max(1, whole if abs(ratio - whole) <= min(1e-6 + 2e-7 * ratio, 0.49) else math.ceil(ratio))
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"`steps` must be a whole number >= 1, but is {steps!r}")
-    substeps = getattr(dynamics, "substeps", None)
-    fine = steps * (1 if substeps is None or not is_concrete(substeps) else int(substeps))
-    if fine >= 2**31:
-        raise ValueError(f"`steps` times dt/brownian_dt must stay below 2^31, but is {fine:,}")
-    return int(steps)
 
 
 class _Engine(eqx.Module):

@@ -174,8 +174,10 @@ def takes_one_term(solver: Any) -> bool:
 
 
 def add(a: Any, b: Any) -> Any:
+    """Sum of two tangents."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def scale(tree: Any, factor: Array) -> Any:
+    """A tangent times a number."""
     return jax.tree.map(lambda v: v * factor, tree)

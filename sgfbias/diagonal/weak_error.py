@@ -37,7 +37,7 @@ FINE = 4  # solver steps per iteration; means are extrapolated from this and hal
 class WeakErrorConfig:
     """Error of means and variances of observables against the step size: SGD and its modified equations."""
 
-    seeds: int = 16_384
+    seeds: int = 32_768
     """Seeds per algorithm and step size."""
     step_size: float = 0.08
     """The largest of three step sizes on the diagonal network, each half of the one before."""
