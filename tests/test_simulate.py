@@ -317,8 +317,8 @@ def test_an_adaptive_solver_that_gives_up_says_so(monkeypatch):
 
 
 def test_long_times_are_counted_to_the_step():
-    from sgfbias.core.simulate import _count_steps
+    from sgfbias.core.arguments import count_steps
 
     flow = sgf.StochasticGradientFlow(0.05)
-    assert _count_steps(None, 200_000.0, flow, flow.clock) == 4_000_000
-    assert _count_steps(None, 1.01, flow, flow.clock) == 21
+    assert count_steps(None, 200_000.0, flow, flow.clock) == 4_000_000
+    assert count_steps(None, 1.01, flow, flow.clock) == 21
