@@ -244,24 +244,6 @@ def test_any_model_with_the_same_verb():
         sgf.simulate(sgf.StochasticGradientFlow(0.1), model, problem, keys=keys, steps=1, coordinates="mirror")
 
 
-def test_simulate_is_differentiable_and_jittable():
-    problem, keys = small_problem(), sgf.seeds(0, 2)
-
-    def outcome(log_alpha, gamma):
-        net = sgf.DiagonalNetwork.init(log_alpha=log_alpha, d=25)
-        runs = sgf.simulate(sgf.StochasticGradientFlow(gamma), net, problem, keys=keys, steps=40, record=sgf.Record(times=2))
-        return jnp.mean(runs.final["validation_error"])
-
-    at = (jnp.log(0.3), jnp.asarray(0.05))
-    np.testing.assert_allclose(jax.jit(outcome)(*at), outcome(*at), rtol=1e-12)
-    gradient = jax.grad(outcome, argnums=(0, 1))(*at)
-    for k in (0, 1):
-        step = [jnp.zeros(()), jnp.zeros(())]
-        step[k] = jnp.asarray(1e-6)
-        up, down = outcome(at[0] + step[0], at[1] + step[1]), outcome(at[0] - step[0], at[1] - step[1])
-        np.testing.assert_allclose(gradient[k], (up - down) / 2e-6, rtol=1e-5)
-
-
 def test_gradient_flow_with_fixed_steps_tends_to_the_adaptive_one():
     problem, net = small_problem(), network()
     exact = sgf.simulate(sgf.GradientFlow(), net, problem, t1=10.0).final["beta"]

@@ -14,6 +14,11 @@ def is_concrete(tree: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def numpy_for(arrays: Any) -> Any:
+    """NumPy for arrays that have values, on which small JAX operations would each cost a compilation; JAX for traced ones."""
+    return np if is_concrete(arrays) else jnp
+
+
 def as_float_array(value: Any, name: str) -> jax.Array:
     """`value` as a floating-point JAX array; integers are promoted, complex and other types refused."""
     if isinstance(value, list | tuple) and np.asarray(value).dtype.kind not in "fiubc":

@@ -143,20 +143,22 @@ class Segments(NamedTuple):
     where: np.ndarray
 
 
-def cut(recorded: np.ndarray, steps: int, chunk: int, stopping: bool) -> Segments:
+def cut(recorded: np.ndarray, steps: int, chunk: int, stopping: bool, *, one_row: bool = False) -> Segments:
     """Cut a run at its recorded steps, at a quarter and a half (for the statuses), at looks for stopping, and at chunk boundaries.
 
     The tolerance is looked at on a grid of absolute steps, never at a chunk boundary as such: results do not depend on the chunk.
+    `one_row`: all chunks in one row, without padding.
     """
     looks = set(recorded.tolist()) | ({*range(0, steps, CHECK_EVERY), steps} if stopping else set())
     marks = {0, steps // 4, steps // 2, steps}
     ends = np.array(sorted(looks | marks | set(range(0, steps, chunk))), dtype=np.int64)
     starts = np.concatenate([[0], ends[:-1]])
-    row = np.maximum(ends - 1, 0) // chunk
-    rows = math.ceil(steps / chunk)
-    # Rounded up to a few sizes: runs that differ in length only share one compiled program.
+    row = np.zeros_like(ends) if one_row else np.maximum(ends - 1, 0) // chunk
+    rows = 1 if one_row else math.ceil(steps / chunk)
     width = int(np.bincount(row, minlength=rows).max())
-    width = max(8, 4 ** math.ceil(math.log(width, 4)))
+    if not one_row:
+        # Rounded up to a few sizes: runs that differ in length only share one compiled program.
+        width = max(8, 4 ** math.ceil(math.log(width, 4)))
     column = np.concatenate([np.arange(np.sum(row == r)) for r in range(rows)])
     shape = (rows, width)
     start, length, check = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax as dfx
@@ -15,21 +15,18 @@ from jaxtyping import Array
 
 from sgfbias.core.adaptive import run_adaptive
 from sgfbias.core.arguments import check_model, converged_below, count_steps, run_keys
-from sgfbias.core.brownian import UnitStep
-from sgfbias.core.checks import is_concrete
+from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.coordinates import AbstractCoordinates, cast, check_real, coordinates_for
-from sgfbias.core.descent import Iteration
 from sgfbias.core.dynamics import AbstractDynamics
+from sgfbias.core.engine import MAX_CHUNK, Engine, map_tiles, run_tile
 from sgfbias.core.network import AbstractNetwork
-from sgfbias.core.observe import Observe, finish_runs
+from sgfbias.core.observe import Observe
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
-from sgfbias.core.record import Segments, as_record, choose_observables, cut, step_grid
+from sgfbias.core.record import as_record, choose_observables, cut, step_grid
 from sgfbias.core.schedule import Clock, value_at
-from sgfbias.core.tiles import may_share, over_members, run_tiles, tile_index, tile_size
+from sgfbias.core.tiles import tile_index, tile_size
 from sgfbias.core.trajectory import Trajectory, classify
-
-MAX_CHUNK = 65_536
 
 
 def simulate(
@@ -141,96 +138,6 @@ def simulate(
     )
 
 
-class _Engine(eqx.Module):
-    """Everything one compiled chunk needs besides the seeds' states."""
-
-    dynamics: AbstractDynamics
-    chart: AbstractCoordinates
-    problem: Problem
-    solver: dfx.AbstractSolver
-    observe: Observe
-    stop: Array  # loss at which a seed is frozen; -inf: never
-    adjoint: dfx.AbstractAdjoint
-
-    def start(self, network: Any, key: Array | None) -> Any:
-        """State before the first step: `((position, integral), solver state, still moving, step at which it stopped)`."""
-        each = getattr(self.dynamics, "integral", None) == "examples"
-        y = (self.chart.encode(network), jnp.zeros((self.problem.n,) if each else (), self.problem.dtype))
-        terms = self.dynamics.build(self.chart, self.problem, y[0], key, jnp.int32(0), self.solver)
-        zero = jnp.zeros((), self.problem.dtype)
-        return y, self.solver.init(terms, zero, zero + 1, y, None), jnp.asarray(True), jnp.int32(-1)
-
-    def step(self, network: Any, key: Array) -> Any:
-        """One step and the observables, as a chunk computes them, to look at what a chunk calls."""
-        y, solver_state, *_ = self.start(network, key)
-        terms = self.dynamics.build(self.chart, self.problem, y[0], key, jnp.int32(0), self.solver)
-        zero = jnp.zeros((), self.problem.dtype)
-        return self.solver.step(terms, zero, zero + 1, y, None, solver_state, jnp.asarray(False))[0], self.observe(y)
-
-    def piece(self, state: Any, key: Array | None, start: Array, length: Array, check: Array) -> Any:
-        """Run `length` steps from absolute step `start`, in step units: solver time is exact in float32."""
-        y, solver_state, moving, stopped = state
-        terms = self.dynamics.build(self.chart, self.problem, y[0], key, start, self.solver)
-        solution = dfx.diffeqsolve(
-            terms,
-            self.solver,
-            t0=jnp.zeros((), self.problem.dtype),
-            t1=length.astype(self.problem.dtype),
-            dt0=jnp.ones((), self.problem.dtype),
-            y0=y,
-            solver_state=solver_state,
-            saveat=dfx.SaveAt(t1=True, solver_state=True),
-            stepsize_controller=UnitStep(),
-            max_steps=MAX_CHUNK,
-            throw=False,
-            adjoint=self.adjoint,
-        )
-        new = (jax.tree.map(lambda leaf: leaf[-1], solution.ys), solution.solver_state)
-        keep = moving & (length > 0)
-        y, solver_state = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, (y, solver_state))
-        values = self.observe(y)
-        reached = moving & check & (values["loss"] <= self.stop)
-        stopped = jnp.where(reached, start + length, stopped)
-        return (y, solver_state, moving & ~reached, stopped), values
-
-
-@eqx.filter_jit
-def _start(engine: _Engine, network: Any, keys: Array | None) -> Any:
-    if keys is None:
-        return engine.start(network, None)
-    return over_members(lambda key: engine.start(network, key), keys)
-
-
-@eqx.filter_jit
-def _advance(engine: _Engine, state: Any, keys: Array | None, start: Array, length: Array, check: Array) -> Any:
-    def one(state: Any, key: Array | None) -> Any:
-        return jax.lax.scan(lambda s, piece: engine.piece(s, key, *piece), state, (start, length, check))
-
-    return one(state, None) if keys is None else over_members(one, state, keys)
-
-
-def _run_tile(engine: _Engine, network: Any, finish: Observe, keys: Any, segments: Segments, report: Reporter) -> Any:
-    """One tile of seeds through all chunks; stops early when every seed has. Values are (pieces, ...) after the seed axis."""
-    batched = keys is not None
-    state = _start(engine, network, keys)
-    rows = segments.start.shape[0]
-    outputs: list[dict[str, Array]] = []
-    axis = 1 if batched else 0
-    for row in range(rows):
-        state, values = _advance(engine, state, keys, segments.start[row], segments.length[row], segments.check[row])
-        outputs.append(values)
-        report(1)
-        if is_concrete(engine.stop) and float(engine.stop) > -math.inf and is_concrete(state[2]) and not bool(jnp.any(state[2])):
-            last = jax.tree.map(lambda v: jax.lax.slice_in_dim(v, v.shape[axis] - 1, v.shape[axis], axis=axis), values)
-            outputs += [jax.tree.map(lambda v, w: jnp.broadcast_to(v, w.shape), last, values)] * (rows - row - 1)
-            report(rows - row - 1)
-            break
-    width = segments.start.shape[1]
-    index = segments.where[:, 0] * width + segments.where[:, 1]
-    values = jax.tree.map(lambda *v: _host(v).take(_host(v).concatenate(v, axis=axis), index, axis=axis), *outputs)
-    return values, *finish_runs(finish, state[0], batched), state[3]
-
-
 def _stepped(
     dynamics: AbstractDynamics,
     chart: AbstractCoordinates,
@@ -251,17 +158,17 @@ def _stepped(
     if not isinstance(times, int | np.integer) and not is_concrete(clock):
         raise ValueError("recorded flow times need a concrete dt: under jit or grad give the number of times, or dt outside the trace")
     recorded = step_grid(times, steps, clock, problem.dtype)
-    segments = cut(recorded, steps, chunk, stop is not None)
     # What nobody differentiates needs no checkpoints: the plain loop compiles faster.
     plain = is_concrete((dynamics, _schedules_at_0(dynamics, problem), network, problem, keys)) and not _closes_over_traced(
         network, problem
     )
-    adjoint = dfx.ForwardMode() if plain else dfx.RecursiveCheckpointAdjoint()
-    engine = _Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-jnp.inf if stop is None else stop, problem.dtype), adjoint)
+    block = None if plain else math.ceil(math.sqrt(steps))
+    segments = cut(recorded, steps, chunk if plain else block, stop is not None, one_row=not plain)
+    engine = Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-jnp.inf if stop is None else stop, problem.dtype), block)
     tiles = _tiles(keys, tile_size(_work(dynamics, chart, network, problem)))
     report.total = len(tiles) * segments.start.shape[0]
     with report:
-        results = _map_tiles(lambda tile: _run_tile(engine, network, finish, tile, segments, report), tiles, engine, network, segments)
+        results = map_tiles(lambda tile: run_tile(engine, network, finish, tile, segments, report), tiles, engine, network, segments)
 
     seeds = None if keys is None or keys.ndim == 0 else keys.shape[0]
     values, final, networks, finite, stopped = jax.tree.map(lambda *v: _join(v, keys, seeds), *results)
@@ -276,11 +183,11 @@ def _stepped(
 
     (first, t_first), (half, t_half), (last, t_last) = (mark(s) for s in (steps // 4, steps // 2, steps))
     tiny = float(jnp.finfo(problem.dtype).tiny)
-    host = _host((times, stopped))
+    host = numpy_for((times, stopped))
     at = host.searchsorted(segments.ends.astype(np.int32), stopped).clip(0, len(segments.ends) - 1)
     reached = host.where(stopped >= 0, times[at], jnp.inf)
     return {
-        "series": jax.tree.map(lambda v: jnp.asarray(_host(v).take(v, pick, axis=axis)), values),
+        "series": jax.tree.map(lambda v: jnp.asarray(numpy_for(v).take(v, pick, axis=axis)), values),
         "final": jax.tree.map(jnp.asarray, final),
         "networks": jax.tree.map(jnp.asarray, networks),
         "finite": jnp.asarray(finite),
@@ -323,27 +230,12 @@ def _tiles(keys: Array | None, size: int) -> list[Array | None]:
     if keys is None:
         return [None]
     keys = jnp.atleast_1d(keys)
+    if not is_concrete(keys):
+        size = min(size, keys.shape[0])  # inside a map over seeds a run is a tile's single member
     return [keys[row] for row in tile_index(keys.shape[0], size)]
-
-
-def _host(arrays: Any) -> Any:
-    """NumPy for arrays that have values, on which small JAX operations would each cost a compilation; JAX for traced ones."""
-    return np if is_concrete(arrays) else jnp
 
 
 def _join(parts: Sequence[Any], keys: Array | None, seeds: int | None) -> Any:
     if keys is None:
         return parts[0]
-    return _host(parts).concatenate(parts)[:seeds] if seeds is not None else parts[0][0]
-
-
-def _map_tiles(run: Callable, tiles: list, engine: _Engine, network: Any, segments: Segments) -> list[Any]:
-    """Run every tile, compiling once before."""
-    threads = len(tiles) > 1 and isinstance(engine.solver, dfx.Euler | Iteration) and is_concrete((engine, network, tiles))
-    if threads and may_share(engine.step, network, tiles[0][0]):
-        # Compile once, by running pieces of no steps, instead of once per thread.
-        state = _start(engine, network, tiles[0])
-        idle = np.zeros_like(segments.length[0])
-        jax.block_until_ready(_advance(engine, state, tiles[0], segments.start[0], idle, np.zeros_like(segments.check[0])))
-        return run_tiles(run, tiles, threads=True)
-    return run_tiles(run, tiles, threads=False)
+    return numpy_for(parts).concatenate(parts)[:seeds] if seeds is not None else parts[0][0]

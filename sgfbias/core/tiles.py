@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sgfbias.core.checks import is_concrete
+
 # Measured on two cores, 64 per tile and one tile per core is within a fifth of the best of 64 to 512.
 TILE = {"cpu": 64, "gpu": 4096, "tpu": 4096}
 SMALL, LARGE = 200_000, 5_000_000
@@ -89,7 +91,12 @@ def _calls_out(jaxpr: Any) -> bool:
 
 
 def tile_map(function: Callable[[Any], Any], tree: Any) -> Any:
-    """`function`, a jitted map of one tile, over the leading axis of `tree`. Traceable."""
-    count = jax.tree.leaves(tree)[0].shape[0]
-    results = [function(jax.tree.map(lambda leaf, row=row: leaf[row], tree)) for row in tile_index(count)]
+    """`function`, a jitted map of one tile, over the leading axis of `tree`. Traceable.
+
+    Traced, a batch smaller than a tile is not filled up: inside a map over seeds it is a tile's single member.
+    """
+    leaves = jax.tree.leaves(tree)
+    count = leaves[0].shape[0]
+    size = None if is_concrete(leaves) else min(count, TILE.get(jax.default_backend(), 64))
+    results = [function(jax.tree.map(lambda leaf, row=row: leaf[row], tree)) for row in tile_index(count, size)]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *results)

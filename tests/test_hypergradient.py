@@ -1,0 +1,151 @@
+"""Derivatives of expected outcomes: both modes against central differences with common random numbers, and what is said of bad seeds."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import network, small_problem
+
+import sgfbias as sgf
+
+KEYS = sgf.seeds(0, 3)
+LAST = sgf.Record(times=2)
+PROBLEM = small_problem()
+
+
+def central(outcome, hyper, direction, h=1e-5):
+    """Central difference of the mean outcome along a direction, by the compiled program of the gradient."""
+    up, down = (jax.tree.map(lambda v, e, s=s: v + s * h * e, hyper, direction) for s in (1, -1))
+    return float(sgf.hypergradient(outcome, up, keys=KEYS).value - sgf.hypergradient(outcome, down, keys=KEYS).value) / (2 * h)
+
+
+def check(outcome, hyper, rtol=1e-5):
+    """Every hyperparameter along a random direction, forward = reverse = central difference."""
+    report = sgf.hypergradient(outcome, hyper, keys=KEYS)
+    forward = sgf.hypergradient(outcome, hyper, keys=KEYS, mode="forward")
+    rng = np.random.default_rng(0)
+    for name in hyper:
+        scale = np.max(np.abs(report.gradient[name]))
+        assert scale > 1e-6, f"{name} has no effect"
+        np.testing.assert_allclose(forward.gradient[name], report.gradient[name], atol=1e-10 * scale, err_msg=name)
+        shape = np.shape(hyper[name])
+        direction = {k: jnp.asarray(rng.choice([-1.0, 1.0], shape) if k == name else np.zeros(np.shape(v))) for k, v in hyper.items()}
+        expected = float(jnp.sum(report.gradient[name] * direction[name]))
+        np.testing.assert_allclose(central(outcome, hyper, direction), expected, rtol=rtol, atol=rtol * scale, err_msg=name)
+
+
+def test_flow_in_weights_with_every_kind_of_noise():
+    """alpha by coordinate, the step size of a schedule, the real batch size, the level and decay of label noise, isotropic noise, targets."""
+
+    def outcome(h, key):
+        noise = sgf.MinibatchNoise(h["batch"]) + sgf.LabelNoise(lambda k: h["delta"] / (1 + h["decay"] * k), mean_loss=False)
+        flow = sgf.StochasticGradientFlow(lambda k: h["gamma"] / (1 + k / 20), noise + sgf.IsotropicNoise(h["sigma"]))
+        problem = sgf.SparseRegression(PROBLEM.X, h["y"], PROBLEM.beta_star)
+        net = sgf.DiagonalNetwork.init(log_alpha=h["log_alpha"])
+        runs = sgf.simulate(flow, net, problem, keys=key, steps=25, coordinates="weights", record=LAST)
+        return runs.final["validation_error"] + runs.final["loss_integral"]
+
+    hyper = {
+        "batch": 2.5,
+        "delta": 0.3,
+        "decay": 0.1,
+        "gamma": 0.05,
+        "sigma": 0.4,
+        "log_alpha": np.full(25, -1.0),
+        "y": np.asarray(PROBLEM.y),
+    }
+    check(outcome, hyper)
+
+
+def test_sgd_with_momentum_along_fixed_draws_on_a_model():
+    """Momentum, step size, noisy labels, the model's own initialisation and the inputs."""
+    model = eqx.nn.MLP(3, 2, 4, 1, activation=jnp.tanh, dtype=jnp.float64, key=jax.random.key(0))
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=(6, 2))
+
+    def outcome(h, key):
+        start = jax.tree.map(lambda leaf: leaf * h["scale"] if eqx.is_inexact_array(leaf) else leaf, model)
+        sgd = sgf.StochasticGradientDescent(h["gamma"], 2, momentum=h["b"], label_noise=h["delta"])
+        return sgf.simulate(sgd, start, sgf.Problem(h["X"], targets), keys=key, steps=20, record=LAST).final["loss"]
+
+    check(outcome, {"scale": 1.0, "gamma": 0.1, "b": 0.6, "delta": 0.2, "X": rng.normal(size=(6, 3))})
+
+
+def landed(h, key):
+    net = sgf.DiagonalNetwork.init(log_alpha=h["log_alpha"])
+    runs = sgf.simulate(sgf.StochasticGradientFlow(h["gamma"]), net, PROBLEM, keys=key, steps=200, record=LAST)
+    return sgf.land(runs).validation_error
+
+
+def test_the_landed_solution_is_differentiated_through_its_programme():
+    check(landed, {"log_alpha": np.full(25, -2.0), "gamma": 0.05})
+
+
+def test_second_derivatives_and_fixed_time():
+    """A Hessian-vector product against a difference of gradients; with a `dt` of its own the step size only scales the noise."""
+
+    @jax.jit
+    def outcome(gamma, dt):
+        flow = sgf.StochasticGradientFlow(gamma, dt=dt)
+        return sgf.simulate(flow, network(0.3), PROBLEM, keys=KEYS, steps=30, record=LAST).final["loss_integral"].mean()
+
+    at, h = (jnp.asarray(0.05), jnp.asarray(0.05)), 1e-5
+    slope = jax.jit(jax.grad(outcome, argnums=(0, 1)))
+    curved = jax.jvp(lambda gamma: slope(gamma, at[1])[0], (at[0],), (1.0,))[1]
+    np.testing.assert_allclose(curved, (slope(at[0] + h, at[1])[0] - slope(at[0] - h, at[1])[0]) / (2 * h), rtol=1e-5)
+    fixed_steps = (outcome(at[0] + h, at[1] + h) - outcome(at[0] - h, at[1] - h)) / (2 * h)
+    np.testing.assert_allclose(sum(slope(*at)), fixed_steps, rtol=1e-5)
+    assert abs(float(slope(*at)[1])) > 1e-3, "the two derivatives differ"
+
+
+def noisy(h, key):
+    """Gradients are standard normal around 2, with the second seed of every four not finite if asked."""
+    z = jax.random.normal(key)
+    return (2 + z) * h["x"] + jnp.where(h["break"] * z > 1, jnp.nan, 0.0)
+
+
+def test_seeds_that_are_not_finite_are_excluded_counted_and_warned_of():
+    keys = sgf.seeds(0, 400)
+    whole = sgf.hypergradient(noisy, {"x": 1.0, "break": 0.0}, keys=keys)
+    assert whole.excluded == 0
+    z = np.asarray(jax.vmap(jax.random.normal)(keys))
+    np.testing.assert_allclose(whole.gradient["x"], 2 + z.mean(), rtol=1e-12)
+    np.testing.assert_allclose(whole.gradient_error["x"], z.std(ddof=1) / 20, rtol=1e-12)
+    with pytest.warns(UserWarning, match="seeds are not finite and left out"):
+        part = sgf.hypergradient(noisy, {"x": 1.0, "break": 1.0}, keys=keys)
+    assert part.excluded == (z > 1).sum() > 0
+    np.testing.assert_allclose(part.gradient["x"], 2 + z[z <= 1].mean(), rtol=1e-12)
+    assert f"{part.excluded} excluded" in repr(part)
+    with pytest.warns(UserWarning, match="400 of 400"):
+        none = sgf.hypergradient(lambda h, key: h["x"] * jnp.nan, {"x": 1.0}, keys=keys)
+    assert np.isnan(none.value)
+    assert np.isnan(none.gradient["x"])
+
+
+def test_a_gradient_that_one_seed_dominates_is_warned_of():
+    def wild(h, key):
+        return jnp.exp(20 * jax.random.normal(key)) * h
+
+    with pytest.warns(UserWarning, match="one seed makes up"):
+        assert sgf.hypergradient(wild, 1.0, keys=sgf.seeds(0, 64)).dominated
+    assert not sgf.hypergradient(noisy, {"x": 1.0, "break": 0.0}, keys=sgf.seeds(0, 64)).dominated, "control"
+
+
+BAD = {
+    "a batch": (
+        lambda: sgf.hypergradient(lambda h, key: h * jnp.ones(3), 1.0, keys=KEYS),
+        r"must return a scalar for one key, but returns \(3,\)",
+    ),
+    "empty": (lambda: sgf.hypergradient(noisy, {}, keys=KEYS), "`hyper` is empty"),
+    "text": (lambda: sgf.hypergradient(noisy, {"x": "a"}, keys=KEYS), r"\['x'\] must be real numbers"),
+    "complex": (lambda: sgf.hypergradient(noisy, {"x": 1j}, keys=KEYS), "dtype complex128"),
+    "keys": (lambda: sgf.hypergradient(noisy, {"x": 1.0}, keys=jnp.arange(3)), "`keys` must be an array of typed PRNG keys"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    action, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        action()
