@@ -27,6 +27,9 @@ from sgfbias.core.record import Record as Record
 from sgfbias.core.simulate import simulate as simulate
 from sgfbias.core.trajectory import Status as Status
 from sgfbias.core.trajectory import Trajectory as Trajectory
+from sgfbias.core.tune import Bounds as Bounds
+from sgfbias.core.tune import Tuned as Tuned
+from sgfbias.core.tune import tune as tune
 from sgfbias.diagonal.curve import solution_curve as solution_curve
 from sgfbias.diagonal.deep import DeepDiagonalNetwork as DeepDiagonalNetwork
 from sgfbias.diagonal.landing import land as land

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import network, small_problem
 
@@ -149,3 +150,55 @@ def test_bad_input(case):
     action, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         action()
+
+
+def quadratic(h, key):
+    """Its mean over keys is least at a = (.3, .03), b = 2 + the mean of a normal."""
+    pull = jax.random.normal(key)
+    return jnp.sum(jnp.square(jnp.log(h["a"]) - jnp.log(jnp.array([0.3, 0.03])))) + jnp.square(h["b"] - 2 - pull)
+
+
+START = {"a": np.array([0.1, 0.1]), "b": 0.0}
+LIMITS = {"a": (1e-3, 1.0), "b": None}
+
+
+def test_tune_finds_a_minimum_within_bounds():
+    keys = sgf.seeds(0, 50)
+    found = sgf.tune(quadratic, START, keys=keys, bounds=LIMITS, optimiser=optax.adam(0.1), iterations=400, tolerance=1e-9)
+    np.testing.assert_allclose(found.hyper["a"], [0.3, 0.03], rtol=1e-3)
+    np.testing.assert_allclose(found.hyper["b"], 2 + float(jax.vmap(jax.random.normal)(keys).mean()), atol=1e-3)
+    assert found.history.sizes["iteration"] < 400
+    assert "no fall by" in found.reason
+    assert (found.history["a"].values > 1e-3).all()
+    assert (found.history["a"].values < 1).all()
+    edge = sgf.tune(lambda h, key: -h, 0.5, keys=keys, bounds=(0.0, 1.0), optimiser=optax.sgd(1.0), iterations=200)
+    assert 0.9 < float(edge.hyper) < 1
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_tune_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path, fresh):
+    options = {"keys": sgf.seeds(0, 8), "bounds": LIMITS, "fresh": fresh, "mode": "forward"}
+    whole = sgf.tune(quadratic, START, iterations=12, **options)
+    file = tmp_path / "search.npz"
+    sgf.tune(quadratic, START, iterations=5, checkpoint=file, **options)
+    resumed = sgf.tune(quadratic, START, iterations=12, checkpoint=file, **options)
+    assert resumed.history.equals(whole.history)
+    again = np.asarray(sgf.hypergradient(quadratic, whole.hyper, keys=sgf.seeds(0, 8)).value)
+    assert (again == whole.value) is not fresh, "fresh seeds are other seeds"
+    with pytest.raises(ValueError, match="of another search"):
+        sgf.tune(quadratic, {**START, "b": 1.0}, iterations=12, checkpoint=file, **options)
+
+
+def test_tune_counts_bad_seeds_and_stops_where_none_is_left():
+    part = sgf.tune(noisy, {"x": 1.0, "break": 1.0}, keys=sgf.seeds(0, 40), iterations=3)
+    assert (part.history["excluded"] > 0).all()
+    none = sgf.tune(lambda h, key: h * jnp.nan, 1.0, keys=sgf.seeds(0, 4), iterations=3)
+    assert none.history.sizes["iteration"] == 1
+    assert "no seed is finite" in none.reason
+    for bounds, message in (
+        ((2.0, 3.0), "strictly between 2.0 and 3.0, but is 1.0"),
+        ((3.0, 2.0), "low < high"),
+        ({"y": None}, "in the structure"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sgf.tune(lambda h, key: h, 1.0, keys=sgf.seeds(0, 4), bounds=bounds)
