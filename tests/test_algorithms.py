@@ -315,19 +315,3 @@ def test_line_searches_and_transformations_that_draw():
     kicks = np.asarray(one.networks.w) - np.asarray(run(sgf.GradientDescent(GAMMA), steps=1, net=model, problem=problem).networks.w)
     # Variance .3 per coordinate and step: 12,000 normals give it to 5 standard errors of sqrt(2/12000).
     np.testing.assert_allclose(np.mean(kicks**2) / GAMMA**2, 0.3, rtol=5 * np.sqrt(2 / 12_000))
-
-
-def test_schedules_are_differentiable_though_they_close_over_what_is_differentiated():
-    """A warm-up from 0, where the square root in the noise has no derivative, and a decaying label noise."""
-
-    @jax.jit
-    def outcome(a, delta):
-        noise = sgf.MeanLossNoise() + sgf.LabelNoise(lambda k: delta / (1 + k), mean_loss=False)
-        flow = sgf.StochasticGradientFlow(lambda k: a * jnp.minimum(k, 4) / 4, noise)
-        return jnp.mean(run(flow, steps=12, net=network(0.3)).final["validation_error"])
-
-    at, h = (jnp.asarray(0.05), jnp.asarray(0.2)), 1e-5
-    gradient = jax.grad(outcome, argnums=(0, 1))(*at)
-    for k in (0, 1):
-        up, down = ([v + sign * h * (j == k) for j, v in enumerate(at)] for sign in (1, -1))
-        np.testing.assert_allclose(gradient[k], (outcome(*up) - outcome(*down)) / (2 * h), rtol=1e-5)

@@ -37,11 +37,12 @@ def check(outcome, hyper, rtol=1e-5):
 
 
 def test_flow_in_weights_with_every_kind_of_noise():
-    """alpha by coordinate, the step size of a schedule, the real batch size, the level and decay of label noise, isotropic noise, targets."""
+    """alpha by coordinate, the real batch size, schedules (a warm-up from 0, where the root in the noise has no derivative, and decaying label
+    noise), isotropic noise, targets."""
 
     def outcome(h, key):
         noise = sgf.MinibatchNoise(h["batch"]) + sgf.LabelNoise(lambda k: h["delta"] / (1 + h["decay"] * k), mean_loss=False)
-        flow = sgf.StochasticGradientFlow(lambda k: h["gamma"] / (1 + k / 20), noise + sgf.IsotropicNoise(h["sigma"]))
+        flow = sgf.StochasticGradientFlow(lambda k: h["gamma"] * jnp.minimum(k, 4) / 4, noise + sgf.IsotropicNoise(h["sigma"]))
         problem = sgf.SparseRegression(PROBLEM.X, h["y"], PROBLEM.beta_star)
         net = sgf.DiagonalNetwork.init(log_alpha=h["log_alpha"])
         runs = sgf.simulate(flow, net, problem, keys=key, steps=25, coordinates="weights", record=LAST)
@@ -202,3 +203,25 @@ def test_tune_counts_bad_seeds_and_stops_where_none_is_left():
     ):
         with pytest.raises(ValueError, match=message):
             sgf.tune(lambda h, key: h, 1.0, keys=sgf.seeds(0, 4), bounds=bounds)
+
+
+class Slope(eqx.Module):
+    w: jax.Array
+
+    def __call__(self, x):
+        return x[0] * self.w
+
+
+def test_tangent_growth_of_a_line_is_the_mean_logarithm_of_its_factors():
+    """One weight, w <- (1 - gamma x_i^2 / 2) w + ...: every step multiplies a difference by its own factor; beyond the edge it grows."""
+    x = np.array([0.5, 1.0, 2.0])
+    problem, line = sgf.Problem(x[:, None], np.ones(3)), Slope(jnp.asarray(0.3))
+    for gamma in (0.1, 1.5):
+        rate = sgf.tangent_growth(sgf.GradientDescent(gamma), line, problem, steps=40)
+        np.testing.assert_allclose(rate, np.log(abs(1 - gamma * np.mean(x**2) / 2)) / gamma, rtol=1e-9)
+    gamma, steps = 1.5, 400
+    rates = np.asarray(sgf.tangent_growth(sgf.StochasticGradientDescent(gamma), line, problem, keys=sgf.seeds(0, 8), steps=steps))
+    factors = np.log(np.abs(1 - gamma * x**2 / 2))
+    assert abs(rates.mean() - factors.mean() / gamma) < 5 * factors.std() / gamma / np.sqrt(8 * steps)
+    with pytest.raises(ValueError, match="needs fixed steps: give GradientFlow a `dt`"):
+        sgf.tangent_growth(sgf.GradientFlow(), line, problem, steps=3)

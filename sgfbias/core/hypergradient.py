@@ -27,8 +27,8 @@ class Hypergradient(eqx.Module):
     - `value`, `error`: mean outcome and its standard error. `gradient`, `gradient_error`: the same of the gradient, PyTrees as the
       hyperparameters. NaN if no seed is finite; the standard errors also if only one is.
     - `values` (seeds,), `gradients`: PyTree of (seeds, ...): each seed's own; `finite` (seeds,): whether outcome and gradient are.
-    - `share`: the largest seed's part of the sum of squared gradients, at the worst hyperparameter. As the number of seeds grows it goes to
-      0 if the gradient has a variance; near 1 a single seed is the mean, and the standard error means nothing.
+    - `share`: the largest seed's part of the sum of squared gradients, at the worst hyperparameter (an array counts as one). As the number
+      of seeds grows it goes to 0 if the gradient has a variance; near 1 a single seed is the mean, and the standard error means nothing.
     """
 
     value: Float[Array, ""]
@@ -172,9 +172,9 @@ def summarise(values: Array, gradients: Any) -> Hypergradient:
         return jnp.where(count > 1, jnp.sqrt(squares / jnp.maximum(count * (count - 1), 1)), jnp.nan)
 
     def share(leaf: Array) -> Array:
-        squares = jnp.square(kept(leaf)[1])
-        total = jnp.sum(squares, axis=0)
-        return jnp.max(jnp.max(squares, axis=0) / jnp.where(total > 0, total, 1))
+        squares = jnp.sum(jnp.square(kept(leaf)[1]), axis=tuple(range(1, leaf.ndim)))
+        total = jnp.sum(squares)
+        return jnp.max(squares) / jnp.where(total > 0, total, 1)
 
     return Hypergradient(
         value=mean(values),
