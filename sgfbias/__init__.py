@@ -8,6 +8,7 @@ from sgfbias.core.descent import StochasticGradientDescent as StochasticGradient
 from sgfbias.core.flow import GradientFlow as GradientFlow
 from sgfbias.core.flow import MomentumFlow as MomentumFlow
 from sgfbias.core.flow import StochasticGradientFlow as StochasticGradientFlow
+from sgfbias.core.growth import TangentGrowth as TangentGrowth
 from sgfbias.core.growth import tangent_growth as tangent_growth
 from sgfbias.core.hypergradient import Hypergradient as Hypergradient
 from sgfbias.core.hypergradient import hypergradient as hypergradient

@@ -134,6 +134,30 @@ def test_a_gradient_that_one_seed_dominates_is_warned_of():
     assert not sgf.hypergradient(noisy, {"x": 1.0, "break": 0.0}, keys=sgf.seeds(0, 64)).dominated, "control"
 
 
+def test_a_tangent_that_outgrew_all_others_is_warned_of():
+    """One weight on a line: the tangent in its start is the product of the factors |1 - gamma x_i^2 / 2| of the examples drawn. At gamma = 1 they
+    are 1 to 31, so that the seeds' products are orders of magnitude apart, which an outcome without the start in it does not show."""
+    x = np.array([0.1, 3.0, 4.0, 5.0, 8.0])
+    problem = sgf.Problem(x[:, None], np.zeros(5))
+
+    def growth(h, key, gamma=1.0):
+        return sgf.tangent_growth(sgf.StochasticGradientDescent(gamma), Slope(jnp.asarray(0.3)), problem, steps=40, keys=key)
+
+    def outcome(h, key):
+        return h * (1 + 0.1 * jax.random.normal(key))
+
+    keys = sgf.seeds(0, 16)
+    with pytest.warns(UserWarning, match="one seed makes up .* of the squared tangents"):
+        wild = sgf.hypergradient(outcome, 1.0, keys=keys, growth=growth)
+    squares = np.exp(2 * np.asarray(wild.growth.exponent * wild.growth.time))
+    np.testing.assert_allclose(wild.growth_share, squares.max() / squares.sum(), rtol=1e-9)
+    assert wild.share < 0.2
+    assert "tangents grew" in repr(wild)
+    tame = sgf.hypergradient(outcome, 1.0, keys=keys, growth=lambda h, key: growth(h, key, 0.01))
+    assert not tame.dominated, "control"
+    assert float(tame.growth_share) == pytest.approx(1 / 16)
+
+
 BAD = {
     "a batch": (
         lambda: sgf.hypergradient(lambda h, key: h * jnp.ones(3), 1.0, keys=KEYS),
@@ -186,6 +210,8 @@ def test_tune_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path, fresh):
     assert resumed.history.equals(whole.history)
     again = np.asarray(sgf.hypergradient(quadratic, whole.hyper, keys=sgf.seeds(0, 8)).value)
     assert (again == whole.value) is not fresh, "fresh seeds are other seeds"
+    with pytest.raises(ValueError, match=r"of another outcome: at the start it was .*, now it is"):
+        sgf.tune(lambda h, key: 1.001 * quadratic(h, key), START, iterations=12, checkpoint=file, **options)
     with pytest.raises(ValueError, match="of another search"):
         sgf.tune(quadratic, {**START, "b": 1.0}, iterations=12, checkpoint=file, **options)
 
@@ -217,10 +243,11 @@ def test_tangent_growth_of_a_line_is_the_mean_logarithm_of_its_factors():
     x = np.array([0.5, 1.0, 2.0])
     problem, line = sgf.Problem(x[:, None], np.ones(3)), Slope(jnp.asarray(0.3))
     for gamma in (0.1, 1.5):
-        rate = sgf.tangent_growth(sgf.GradientDescent(gamma), line, problem, steps=40)
-        np.testing.assert_allclose(rate, np.log(abs(1 - gamma * np.mean(x**2) / 2)) / gamma, rtol=1e-9)
+        growth = sgf.tangent_growth(sgf.GradientDescent(gamma), line, problem, steps=40)
+        assert float(growth.time) == pytest.approx(40 * gamma)
+        np.testing.assert_allclose(growth.exponent, np.log(abs(1 - gamma * np.mean(x**2) / 2)) / gamma, rtol=1e-9)
     gamma, steps = 1.5, 400
-    rates = np.asarray(sgf.tangent_growth(sgf.StochasticGradientDescent(gamma), line, problem, keys=sgf.seeds(0, 8), steps=steps))
+    rates = np.asarray(sgf.tangent_growth(sgf.StochasticGradientDescent(gamma), line, problem, keys=sgf.seeds(0, 8), steps=steps).exponent)
     factors = np.log(np.abs(1 - gamma * x**2 / 2))
     assert abs(rates.mean() - factors.mean() / gamma) < 5 * factors.std() / gamma / np.sqrt(8 * steps)
     with pytest.raises(ValueError, match="needs fixed steps: give GradientFlow a `dt`"):

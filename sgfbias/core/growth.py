@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,9 +13,17 @@ from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
 
 
+class TangentGrowth(NamedTuple):
+    """`exponent` (seeds,): the finite-time Lyapunov exponent, per unit of flow time. `time`: the flow time of the run; their product is the
+    logarithm of the factor by which the tangent grew."""
+
+    exponent: Float[Array, "*seeds"]
+    time: Float[Array, ""]
+
+
 def tangent_growth(
     dynamics: Any, network: Any, problem: Any, *, steps: int, keys: Array | None = None, direction: Any = None, **options: Any
-) -> Float[Array, "*seeds"]:
+) -> TangentGrowth:
     """`log(|v(T)| / |v(0)|) / T`, the finite-time Lyapunov exponent of each seed, per unit of flow time.
 
     v is the derivative of the network in its own initial arrays along one direction, carried along the seed's run (one forward derivative).
@@ -24,7 +32,7 @@ def tangent_growth(
 
     **Arguments:** as `simulate`, fixed steps only. `direction`: a network of the same structure; default a random one.
 
-    **Returns:** (seeds,); infinite or NaN for a seed that is not finite.
+    **Returns:** a `TangentGrowth`; the exponent is infinite or NaN for a seed that is not finite.
 
     **Raises:** `ValueError` as `simulate`, or for an adaptive solver.
     """
@@ -52,4 +60,4 @@ def tangent_growth(
         parts = [jnp.sum(jnp.square(leaf), axis=tuple(range(keep, leaf.ndim))) for leaf in jax.tree.leaves(tree)]
         return sum(parts[1:], start=parts[0])
 
-    return jnp.log(square(tangent, lead) / square(direction, 0)) / (2 * time)
+    return TangentGrowth(jnp.log(square(tangent, lead) / square(direction, 0)) / (2 * time), time)

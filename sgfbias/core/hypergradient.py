@@ -15,10 +15,12 @@ from jaxtyping import Array, Bool, Float
 
 from sgfbias.core.brownian import check_keys
 from sgfbias.core.checks import is_concrete
+from sgfbias.core.growth import TangentGrowth
 from sgfbias.core.tiles import may_share, over_members, run_tiles, tile_index, tile_size
 
 Mode = Literal["reverse", "forward"]
 DOMINATED = 0.5
+Growth = Callable[[Any, Array], TangentGrowth]
 
 
 class Hypergradient(eqx.Module):
@@ -29,6 +31,8 @@ class Hypergradient(eqx.Module):
     - `values` (seeds,), `gradients`: PyTree of (seeds, ...): each seed's own; `finite` (seeds,): whether outcome and gradient are.
     - `share`: the largest seed's part of the sum of squared gradients, at the worst hyperparameter (an array counts as one). As the number
       of seeds grows it goes to 0 if the gradient has a variance; near 1 a single seed is the mean, and the standard error means nothing.
+    - `growth`: every seed's `TangentGrowth`, if asked for, else None. `growth_share`: the part of the most grown tangent in the sum of squared
+      tangents, none counted as less than 1: near 1 a single seed's tangent outgrew all others'. 0 if not asked for.
     """
 
     value: Float[Array, ""]
@@ -39,6 +43,8 @@ class Hypergradient(eqx.Module):
     gradients: Any
     finite: Bool[Array, " seeds"]
     share: Float[Array, ""]
+    growth: TangentGrowth | None
+    growth_share: Float[Array, ""]
 
     @property
     def excluded(self) -> int:
@@ -47,8 +53,8 @@ class Hypergradient(eqx.Module):
 
     @property
     def dominated(self) -> bool:
-        """Whether a single seed makes up more than half of the squared gradient, among at least 8."""
-        return int(np.sum(np.asarray(self.finite))) >= 8 and float(self.share) > DOMINATED
+        """Whether a single seed makes up more than half of the squared gradient, or of the squared tangents, among at least 8."""
+        return int(np.sum(np.asarray(self.finite))) >= 8 and max(float(self.share), float(self.growth_share)) > DOMINATED
 
     def __repr__(self) -> str:
         if not is_concrete(self.value):
@@ -67,10 +73,20 @@ class Hypergradient(eqx.Module):
                     f"  {name}  {tuple(g.shape)}, norm {float(jnp.linalg.norm(g)):.6g}, norm of the errors {float(jnp.linalg.norm(e)):.1g}"
                 )
         lines.append(f"  largest seed's share of the squared gradient  {float(self.share):.2f}{'  (dominated)' if self.dominated else ''}")
+        if self.growth is not None:
+            factors = np.exp(np.asarray(self.growth.exponent) * np.asarray(self.growth.time))[np.asarray(self.finite)]
+            if factors.size:
+                exponent = np.median(np.asarray(self.growth.exponent)[np.asarray(self.finite)])
+                lines.append(
+                    f"  tangents grew {np.median(factors):.3g} times (median; largest {factors.max():.3g}, its share {float(self.growth_share):.2f}), "
+                    f"exponent {exponent:.3g} per unit of flow time"
+                )
         return "\n".join(lines)
 
 
-def hypergradient(outcome: Callable[[Any, Array], Array], hyper: Any, *, keys: Array, mode: Mode = "reverse") -> Hypergradient:
+def hypergradient(
+    outcome: Callable[[Any, Array], Array], hyper: Any, *, keys: Array, mode: Mode = "reverse", growth: Growth | None = None
+) -> Hypergradient:
     """Mean over seeds of `outcome(hyper, key)` and of its gradient in `hyper`, pathwise: each seed keeps its random numbers.
 
     **Arguments:**
@@ -80,6 +96,8 @@ def hypergradient(outcome: Callable[[Any, Array], Array], hyper: Any, *, keys: A
     - `hyper`: PyTree of real numbers and arrays. `keys` (seeds,): `sgfbias.seeds(0, 256)`; the same keys give common random numbers.
     - `mode`: `"reverse"`, any number of hyperparameters at the cost of a few runs, memory as the square root of the steps; or `"forward"`,
       about one run more per number, memory as the run's. They agree to rounding.
+    - `growth`: `(hyper, key) -> tangent_growth(...)` of the run behind the outcome: how fast tangents grow is then measured, reported and warned
+      of where one seed's outgrew all others'. Costs one more forward derivative.
 
     **Returns:** a `Hypergradient`. A seed whose outcome or gradient is not finite is excluded, counted and warned of; so is a gradient that a
     single seed dominates, which happens where tangents grow, near the stability edge.
@@ -98,18 +116,19 @@ def hypergradient(outcome: Callable[[Any, Array], Array], hyper: Any, *, keys: A
         )
     count, size = keys.shape[0], min(tile_size(0), keys.shape[0])
     tiles = [keys[row] for row in tile_index(count, size)]
-    threads = len(tiles) > 1 and is_concrete((hyper, keys)) and may_share(outcome, hyper, keys[0])
+    calls = (outcome,) if growth is None else (outcome, growth)
+    threads = len(tiles) > 1 and is_concrete((hyper, keys)) and all(may_share(call, hyper, keys[0]) for call in calls)
     if threads:
-        jax.block_until_ready(_tile(outcome, hyper, tiles[0], mode))  # compile once, not once per thread
-    parts = run_tiles(lambda tile: _tile(outcome, hyper, tile, mode), tiles, threads=threads)
-    values, gradients = jax.tree.map(lambda *leaf: jnp.concatenate(leaf)[:count], *parts)
-    report = summarise(values, gradients)
+        jax.block_until_ready(_tile(outcome, hyper, tiles[0], mode, growth))  # compile once, not once per thread
+    parts = run_tiles(lambda tile: _tile(outcome, hyper, tile, mode, growth), tiles, threads=threads)
+    report = summarise(*jax.tree.map(lambda *leaf: jnp.concatenate(leaf)[:count], *parts))
     if is_concrete(report.value):
         if report.excluded:
             warnings.warn(f"{report.excluded} of {count} seeds are not finite and left out of outcome and gradient", stacklevel=2)
         if report.dominated:
+            whole, part = max(("gradient", float(report.share)), ("tangents", float(report.growth_share)), key=lambda pair: pair[1])
             warnings.warn(
-                f"one seed makes up {float(report.share):.0%} of the squared gradient: tangents grow here, and the mean gradient and its error "
+                f"one seed makes up {part:.0%} of the squared {whole}: tangents grow here, and the mean gradient and its error "
                 "cannot be trusted; use a smaller step size, a shorter run, or the landed outcome",
                 stacklevel=2,
             )
@@ -139,20 +158,21 @@ def as_hyper(hyper: Any) -> Any:
 
 
 @eqx.filter_jit
-def _tile(outcome: Callable, hyper: Any, keys: Array, mode: str) -> tuple[Array, Any]:
-    def one(key: Array) -> tuple[Array, Any]:
+def _tile(outcome: Callable, hyper: Any, keys: Array, mode: str, growth: Callable | None) -> tuple[Array, Any, TangentGrowth | None]:
+    def one(key: Array) -> tuple[Array, Any, TangentGrowth | None]:
+        grown = None if growth is None else TangentGrowth(*growth(hyper, key))
         if mode == "reverse":
-            return jax.value_and_grad(outcome)(hyper, key)
+            return *jax.value_and_grad(outcome)(hyper, key), grown
         flat, unravel = jax.flatten_util.ravel_pytree(hyper)
         value, slopes = jax.vmap(lambda e: jax.jvp(lambda h: outcome(unravel(h), key), (flat,), (e,)), out_axes=(None, 0))(
             jnp.eye(flat.size, dtype=flat.dtype)
         )
-        return value, unravel(slopes)
+        return value, unravel(slopes), grown
 
     return over_members(one, keys)
 
 
-def summarise(values: Array, gradients: Any) -> Hypergradient:
+def summarise(values: Array, gradients: Any, growth: TangentGrowth | None = None) -> Hypergradient:
     """Means and standard errors over the seeds whose outcome and gradient are finite."""
     finite = jnp.isfinite(values)
     for leaf in jax.tree.leaves(gradients):
@@ -176,6 +196,7 @@ def summarise(values: Array, gradients: Any) -> Hypergradient:
         total = jnp.sum(squares)
         return jnp.max(squares) / jnp.where(total > 0, total, 1)
 
+    grown = jnp.zeros(()) if growth is None else _largest_part(growth.exponent * growth.time, finite)
     return Hypergradient(
         value=mean(values),
         error=error(values),
@@ -185,4 +206,13 @@ def summarise(values: Array, gradients: Any) -> Hypergradient:
         gradients=gradients,
         finite=finite,
         share=jnp.max(jnp.stack([share(leaf) for leaf in jax.tree.leaves(gradients)])),
+        growth=growth,
+        growth_share=grown,
     )
+
+
+def _largest_part(logs: Array, finite: Array) -> Array:
+    """Part of the largest among the squared factors exp(logs), none of them counted as less than 1, over finite seeds."""
+    squares = jnp.where(finite & ~jnp.isnan(logs), 2 * jnp.maximum(logs, 0), -jnp.inf)
+    largest = jnp.max(squares)
+    return jnp.where(jnp.isfinite(largest), jnp.exp(largest - jax.nn.logsumexp(squares)), jnp.where(largest > 0, 1.0, 0.0))

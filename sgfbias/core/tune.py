@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array
 
 from sgfbias.core.brownian import check_keys
-from sgfbias.core.hypergradient import Mode, as_hyper, hypergradient
+from sgfbias.core.hypergradient import Hypergradient, Mode, as_hyper, hypergradient
 from sgfbias.core.provenance import attributes
 
 
@@ -97,7 +97,8 @@ def tune(
     - `bounds`: PyTree of `Bounds` or pairs (low, high), None where there are none; a prefix of `start`.
     - `fresh`: new random numbers at every iteration (key i folded with the iteration) instead of common ones.
     - `tolerance`, `patience`: stop when the smallest outcome has not fallen by this fraction for so many iterations.
-    - `checkpoint`: a file (`.npz`) that is replaced after every iteration; if it is there the search goes on from it, to the same numbers.
+    - `checkpoint`: a file (`.npz`) that is replaced after every iteration; if it is there the search goes on from it, to the same numbers,
+      after measuring the start once more: another outcome is refused.
     - `progress`: told the iteration and its outcome.
 
     **Returns:** a `Tuned`. A seed that is not finite is left out and counted in the history; if none is finite the search stops and says so.
@@ -115,12 +116,19 @@ def tune(
     def constrain(z: Any) -> Any:
         return jax.tree.unflatten(structure, [b.constrain(v) for b, v in zip(limits, jax.tree.leaves(z), strict=True)])
 
+    def measure(hyper: Any, iteration: int) -> Hypergradient:
+        used = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, iteration) if fresh else keys
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # counted in the history
+            return hypergradient(outcome, hyper, keys=used, mode=mode)
+
     free = jax.tree.unflatten(structure, [b.free(v) for b, v in zip(limits, jax.tree.leaves(start), strict=True)])
     state = optimiser.init(free)
     rows: list[dict[str, Any]] = []
     search = _fingerprint(start, limits, keys, fresh, mode)
     if checkpoint is not None and Path(checkpoint).exists():
         (free, state), rows = _load(Path(checkpoint), (free, state), search, names)
+        _check_outcome(Path(checkpoint), rows[0], measure(start, 0))
 
     reason = f"{iterations} iterations"
     while True:
@@ -130,10 +138,7 @@ def tune(
         if len(rows) >= iterations:
             break
         hyper = constrain(free)
-        used = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, len(rows)) if fresh else keys
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # counted in the history
-            report = hypergradient(outcome, hyper, keys=used, mode=mode)
+        report = measure(hyper, len(rows))
         _, pull = jax.vjp(constrain, free)
         (slope,) = pull(report.gradient)
         row = {
@@ -201,8 +206,17 @@ def _history(rows: list[dict[str, Any]], names: list[str], keys: Array, fresh: b
     return xr.Dataset(data, {"iteration": np.arange(len(rows))}, attributes(config, dtype=jnp.result_type(float), keys=keys))
 
 
+def _check_outcome(path: Path, stored: dict[str, Any], again: Hypergradient) -> None:
+    """Refuse to go on with another outcome: a function cannot be compared, its value at the start can, up to what rounding may do."""
+    was, now = stored["value"], float(again.value)
+    if not np.isclose(was, now, rtol=1e-3 if again.value.dtype == jnp.float32 else 1e-6, atol=0, equal_nan=True):
+        raise ValueError(
+            f"the checkpoint {path} is of another outcome: at the start it was {was:.9g}, now it is {now:.9g}; delete the file or name another"
+        )
+
+
 def _fingerprint(start: Any, limits: list[Bounds], keys: Array, fresh: bool, mode: str) -> str:
-    """Of everything that a checkpoint must have in common with the search that goes on from it; the outcome itself cannot be compared."""
+    """Of everything that a checkpoint must have in common with the search that goes on from it, but for the outcome."""
     digest = hashlib.sha256(repr((jax.tree.structure(start), limits, fresh, mode)).encode())
     for leaf in (*jax.tree.leaves(start), jax.random.key_data(keys)):
         digest.update(np.asarray(leaf).tobytes())
