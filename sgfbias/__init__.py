@@ -26,6 +26,7 @@ from sgfbias.core.noise import NoNoise as NoNoise
 from sgfbias.core.noise import PerSampleNoise as PerSampleNoise
 from sgfbias.core.problem import Problem as Problem
 from sgfbias.core.record import Record as Record
+from sgfbias.core.schedule import UntilTime as UntilTime
 from sgfbias.core.simulate import simulate as simulate
 from sgfbias.core.trajectory import Status as Status
 from sgfbias.core.trajectory import Trajectory as Trajectory

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sgfbias as sgf
+from sgfbias.core.claim import broken
 
 
 def small_problem(seed=0, n=10, d=25, sparsity=3, **kwargs):
@@ -35,3 +36,15 @@ def rms(v):
 def same(a, b):
     """Equal bit for bit."""
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def mutated(dataset, name, change):
+    """A copy of a study's dataset with one variable changed."""
+    copy = dataset.copy(deep=True)
+    copy[name].values = change(copy[name].values)
+    return copy
+
+
+def failed(study, dataset):
+    """Statements of the claims that must hold and fail."""
+    return " ".join(claim.statement for claim in broken(study.claims(dataset)))

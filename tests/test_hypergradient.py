@@ -1,5 +1,6 @@
 """Derivatives of expected outcomes: both modes against central differences with common random numbers, and what is said of bad seeds."""
 
+import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,57 @@ def test_second_derivatives_and_fixed_time():
     fixed_steps = (outcome(at[0] + h, at[1] + h) - outcome(at[0] - h, at[1] - h)) / (2 * h)
     np.testing.assert_allclose(sum(slope(*at)), fixed_steps, rtol=1e-5)
     assert abs(float(slope(*at)[1])) > 1e-3, "the two derivatives differ"
+
+
+def test_a_step_size_is_differentiated_at_fixed_steps_or_at_fixed_time():
+    """Gradient descent on a line, w <- (1 - a gamma) w: after 20 steps of .04, and at time .8 with a last step of its own, in closed form."""
+    a, w0, steps, gamma, time = 1.7, 0.3, 20, 0.04, 0.79
+    problem, line = sgf.Problem(np.array([[np.sqrt(2 * a)]]), np.zeros(1)), Slope(jnp.asarray(w0))
+
+    def end(step_size):
+        return sgf.simulate(sgf.GradientDescent(step_size), line, problem, steps=steps, record=LAST).networks.w
+
+    shrink = 1 - a * gamma
+    np.testing.assert_allclose(jax.grad(end)(gamma), -steps * a * shrink ** (steps - 1) * w0, rtol=1e-12)
+    rest = 1 - a * (time - (steps - 1) * gamma)
+    expected = (steps - 1) * a * w0 * (shrink ** (steps - 1) - rest * shrink ** (steps - 2))
+    fixed = jax.value_and_grad(lambda g: end(sgf.UntilTime(g, t1=time, steps=steps)))
+    np.testing.assert_allclose(fixed(gamma), (rest * shrink ** (steps - 1) * w0, expected), rtol=1e-11)
+    assert np.isnan(fixed(2 * gamma)[0]), "time is over before the last step"
+    runs = sgf.simulate(sgf.StochasticGradientDescent(sgf.UntilTime(gamma, t1=time, steps=steps)), line, problem, keys=KEYS, steps=steps)
+    assert float(runs.times[-1]) == pytest.approx(time)
+    for action, message in (
+        (lambda: sgf.UntilTime(gamma, t1=0.5, steps=20), r"would be -0.26 long, and must be between 0 and 0.08; take steps=12"),
+        (lambda: sgf.UntilTime(gamma, t1=0.5, steps=0), "whole number >= 1"),
+        (lambda: end(sgf.UntilTime(gamma, t1=0.4, steps=10)), "ends after 10 iterations .* but the run has 20"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            action()
+
+
+def test_an_adaptive_flow_is_differentiated_in_the_mode_asked_for():
+    """Validation error of the gradient flow in the initial alphas."""
+
+    def outcome(adjoint):
+        def one(h, key):
+            net = sgf.DiagonalNetwork.init(log_alpha=h, d=25)
+            runs = sgf.simulate(sgf.GradientFlow(rtol=1e-10), net, PROBLEM, t1=5.0, record=LAST, adjoint=adjoint)
+            return runs.final["validation_error"]
+
+        return one
+
+    key = sgf.seeds(0, 1)
+    reverse = sgf.hypergradient(outcome(None), -1.0, keys=key).gradient
+    forward = sgf.hypergradient(outcome(dfx.ForwardMode()), -1.0, keys=key, mode="forward").gradient
+    np.testing.assert_allclose(forward, reverse, rtol=1e-10)
+    with pytest.raises(ValueError, match=r"no forward derivative: .* adjoint=diffrax.ForwardMode\(\)"):
+        sgf.hypergradient(outcome(None), -1.0, keys=key, mode="forward")
+    with pytest.raises(ValueError, match="no reverse derivative: leave out"):
+        sgf.hypergradient(outcome(dfx.ForwardMode()), -1.0, keys=key)
+    with pytest.raises(ValueError, match="`adjoint` is for adaptive flows"):
+        sgf.simulate(sgf.GradientDescent(0.1), network(), PROBLEM, steps=2, adjoint=dfx.ForwardMode())
+    with pytest.raises(ValueError, match="`adjoint` must be one of Diffrax's"):
+        sgf.simulate(sgf.GradientFlow(), network(), PROBLEM, t1=1.0, adjoint="forward")
 
 
 def noisy(h, key):

@@ -6,21 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import failed, mutated
 
 from sgfbias import cli, store
-from sgfbias.core.claim import broken
 from sgfbias.diagonal import noise_anatomy, svag, weak_error
 from sgfbias.digits import study as digits
-
-
-def mutated(dataset, name, change):
-    copy = dataset.copy(deep=True)
-    copy[name].values = change(copy[name].values)
-    return copy
-
-
-def failed(study, dataset):
-    return " ".join(claim.statement for claim in broken(study.claims(dataset)))
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ def _solve(
     observe: Observe,
     times: Array,
     stop: Array | None,
+    adjoint: dfx.AbstractAdjoint,
 ) -> Any:
     y0 = (chart.encode(network), jnp.zeros((), problem.dtype))
     rtol, atol = flow.tolerances(problem.dtype)
@@ -46,6 +47,7 @@ def _solve(
         max_steps=ADAPTIVE_STEPS,
         event=event,
         throw=False,
+        adjoint=adjoint,
     )
 
 
@@ -61,6 +63,7 @@ def run_adaptive(
     steps: Any,
     t1: Any,
     stop: float | None,
+    adjoint: dfx.AbstractAdjoint | None,
 ) -> dict[str, Any]:
     """A deterministic flow by an adaptive ODE solver, one run, in flow time."""
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):
@@ -70,10 +73,13 @@ def run_adaptive(
             f"an adaptive {type(flow).__name__} takes `t1`, not `steps`; for fixed steps write {type(flow).__name__}(dt=...), steps=..."
         )
     check_positive(t1, "t1")
+    adjoint = dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    if not isinstance(adjoint, dfx.AbstractAdjoint):
+        raise ValueError(f"`adjoint` must be one of Diffrax's, e.g. diffrax.ForwardMode(), but is {adjoint!r}")
     grid = time_grid(times, float(t1))
     marked = np.unique(np.concatenate([grid, [0, t1 / 4, t1 / 2, t1]]))
     stop_at = None if stop is None else jnp.asarray(stop, problem.dtype)
-    solution = _solve(flow, chart, network, problem, solver, observe, jnp.asarray(marked, problem.dtype), stop_at)
+    solution = _solve(flow, chart, network, problem, solver, observe, jnp.asarray(marked, problem.dtype), stop_at, adjoint)
     values, (end,) = solution.ys[0], (jax.tree.map(lambda leaf: leaf[-1], solution.ys[1]),)
     final, networks, finite = finish_runs(finish, end, False)
     done = solution.ts[1][-1]

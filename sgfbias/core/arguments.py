@@ -15,7 +15,7 @@ from sgfbias.core.brownian import check_keys
 from sgfbias.core.checks import check_positive, is_concrete
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.problem import Problem
-from sgfbias.core.schedule import Clock
+from sgfbias.core.schedule import Clock, UntilTime
 
 DEFAULT_TOLERANCE = 1e-14
 
@@ -93,6 +93,10 @@ def count_steps(steps: Any, t1: Any, dynamics: Any, clock: Clock) -> int:
         steps = max(1, whole if abs(ratio - whole) <= min(1e-6 + 2e-7 * ratio, 0.49) else math.ceil(ratio))
     if not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"`steps` must be a whole number >= 1, but is {steps!r}")
+    if isinstance(clock.step_size, UntilTime) and clock.ratio is None and steps != clock.step_size.steps:
+        raise ValueError(
+            f"the step size ends after {clock.step_size.steps} iterations (UntilTime), but the run has {steps}: give both the same `steps`"
+        )
     substeps = getattr(dynamics, "substeps", None)
     fine = steps * (1 if substeps is None or not is_concrete(substeps) else int(substeps))
     if fine >= 2**31:

@@ -92,10 +92,12 @@ def hypergradient(
     **Arguments:**
 
     - `outcome`: `(hyper, key) -> scalar`, anything made with `simulate(..., keys=key)`, `land` and `select` for one seed. A derivative in a
-      step size is at fixed `steps`, so that the flow time moves along; for one at fixed time give the flow a `dt` of its own.
+      step size is at fixed `steps`, so that the flow time moves along; for one at fixed time give the flow a `dt` of its own, or an algorithm
+      the step size `UntilTime(gamma, t1=, steps=)`.
     - `hyper`: PyTree of real numbers and arrays. `keys` (seeds,): `sgfbias.seeds(0, 256)`; the same keys give common random numbers.
     - `mode`: `"reverse"`, any number of hyperparameters at the cost of a few runs, memory as the square root of the steps; or `"forward"`,
-      about one run more per number, memory as the run's. They agree to rounding.
+      about one run more per number, memory as the run's. They agree to rounding. An adaptive flow takes the second one with
+      `simulate(..., adjoint=diffrax.ForwardMode())`.
     - `growth`: `(hyper, key) -> tangent_growth(...)` of the run behind the outcome: how fast tangents grow is then measured, reported and warned
       of where one seed's outgrew all others'. Costs one more forward derivative.
 
@@ -118,9 +120,13 @@ def hypergradient(
     tiles = [keys[row] for row in tile_index(count, size)]
     calls = (outcome,) if growth is None else (outcome, growth)
     threads = len(tiles) > 1 and is_concrete((hyper, keys)) and all(may_share(call, hyper, keys[0]) for call in calls)
-    if threads:
-        jax.block_until_ready(_tile(outcome, hyper, tiles[0], mode, growth))  # compile once, not once per thread
-    parts = run_tiles(lambda tile: _tile(outcome, hyper, tile, mode, growth), tiles, threads=threads)
+    try:
+        first = jax.block_until_ready(_tile(outcome, hyper, tiles[0], mode, growth))  # compiles once, not once per thread
+    except (TypeError, ValueError) as error:
+        if (why := _why_not(error, mode)) is None:
+            raise
+        raise ValueError(why) from error
+    parts = [first, *run_tiles(lambda tile: _tile(outcome, hyper, tile, mode, growth), tiles[1:], threads=threads)]
     report = summarise(*jax.tree.map(lambda *leaf: jnp.concatenate(leaf)[:count], *parts))
     if is_concrete(report.value):
         if report.excluded:
@@ -133,6 +139,15 @@ def hypergradient(
                 stacklevel=2,
             )
     return report
+
+
+def _why_not(error: Exception, mode: str) -> str | None:
+    """What to do where JAX says that an adaptive solver has no derivative in this mode; None for any other error."""
+    if mode == "forward" and "custom_vjp" in str(error):
+        return "the outcome has no forward derivative: an adaptive flow has one with simulate(..., adjoint=diffrax.ForwardMode()), or use mode='reverse'"
+    if mode == "reverse" and "Reverse-mode differentiation does not work" in str(error):
+        return "the outcome has no reverse derivative: leave out simulate(..., adjoint=diffrax.ForwardMode()), or use mode='forward'"
+    return None
 
 
 def as_hyper(hyper: Any) -> Any:

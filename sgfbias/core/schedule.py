@@ -59,6 +59,42 @@ def _call(schedule: Any, iteration: Array) -> Any:
         return schedule(iteration)
 
 
+class UntilTime(eqx.Module):
+    """The constant step size gamma, but for the last of `steps` steps, which ends at flow time `t1`: a run of fixed time whatever gamma.
+
+    `StochasticGradientDescent(UntilTime(gamma, t1=10.0, steps=200))` differentiated in gamma is the derivative at fixed time of the iterates,
+    joined by straight lines; with gamma alone it is the one at fixed steps, whose flow time moves along. With momentum b a step of gamma takes
+    `gamma / (1 - b)` of flow time, and `t1` is still the sum of step sizes.
+
+    **Arguments:** `step_size`: gamma > 0. `t1`: the sum of all step sizes. `steps`: how many, a whole number.
+
+    **Raises:** `ValueError` if the last step is not between 0 and 2 gamma. Where gamma is being traced that cannot be told, and the step
+    is NaN instead, which marks the run as non-finite.
+    """
+
+    step_size: Array
+    t1: Array
+    steps: int = eqx.field(static=True)
+
+    def __init__(self, step_size: Any, *, t1: Any, steps: int):
+        self.step_size, self.t1 = as_number(step_size, "step_size"), as_number(t1, "t1")
+        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+            raise ValueError(f"`steps` must be a whole number >= 1, but is {steps!r}")
+        self.steps = int(steps)
+        if is_concrete((self.step_size, self.t1)) and not bool(jnp.isfinite(self(jnp.int32(steps - 1)))):
+            gamma, end = float(self.step_size), float(self.t1)
+            raise ValueError(
+                f"{steps} steps of {gamma:g} cannot end at t1={end:g}: the last one would be {end - (steps - 1) * gamma:g} long, and must be "
+                f"between 0 and {2 * gamma:g}; take steps={max(round(end / gamma), 1)}"
+            )
+
+    def __call__(self, iteration: Array) -> Array:
+        """The step size of an iteration."""
+        last = self.t1 - (self.steps - 1) * self.step_size
+        last = jnp.where((last >= 0) & (last <= 2 * self.step_size), last, jnp.nan)
+        return jnp.where(iteration == self.steps - 1, last, self.step_size)
+
+
 class Clock(eqx.Module):
     """Flow time of solver steps.
 

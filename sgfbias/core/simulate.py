@@ -43,6 +43,7 @@ def simulate(
     stop: float | None = None,
     trainable: Any = None,
     microbatch: int | None = None,
+    adjoint: Any = None,
     progress: Any = False,
     chunk: int = MAX_CHUNK,
 ) -> Trajectory:
@@ -61,6 +62,8 @@ def simulate(
     - `trainable`: which arrays of a model move, as `equinox.partition` takes it: a PyTree of True and False, a prefix of one, or a function
       of a leaf; the others are frozen. Default all floating-point arrays. `microbatch`: examples evaluated at a time, so that memory holds
       the activations of that many only; costs a second forward pass. Both are for models in their own weights.
+    - `adjoint`: how an adaptive flow is differentiated, a Diffrax adjoint: by default backwards, with checkpoints;
+      `diffrax.ForwardMode()` for forward derivatives, `diffrax.DirectAdjoint()` for both at more memory. Fixed steps have both always.
     - `progress`: True for a bar, or a function of (done, total) chunks. `chunk`: steps per compiled call, at most 65,536.
 
     **Returns:** a `Trajectory`.
@@ -100,8 +103,10 @@ def simulate(
 
     clock = dynamics.clock
     if clock is None:
-        raw = run_adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop)
+        raw = run_adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop, adjoint)
     else:
+        if adjoint is not None:
+            raise ValueError("`adjoint` is for adaptive flows: a run of fixed steps is differentiable in both modes as it is, leave it out")
         count = count_steps(steps, t1, dynamics, clock)
         raw = _stepped(
             dynamics, chart, network, problem, solver, observe, finish, record.times, count, clock, keys, stop, chunk, reporter(progress)
