@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= results
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench figures clean
+.PHONY: demo test slow check bench figures clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, but $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.13")'
@@ -19,6 +19,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from sgfbias.diagonal import hyper_gradient as study
 
 @pytest.fixture(scope="module")
 def dataset():
-    config = study.Config(seeds=4, steps=40, landing_steps=(150, 300, 600), limit_steps=4000, alpha=0.4)
+    config = study.Config(seeds=4, steps=40, landing_steps=(150, 500), limit_steps=4000, alpha=0.4)
     kept = {name: case for name, case in study.cases(config).items() if name in ("SGD, fixed steps: error", "SGD, fixed time: error")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "cases", lambda config: kept)

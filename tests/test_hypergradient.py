@@ -134,7 +134,7 @@ def test_an_adaptive_flow_is_differentiated_in_the_mode_asked_for():
     def outcome(adjoint):
         def one(h, key):
             net = sgf.DiagonalNetwork.init(log_alpha=h, d=25)
-            runs = sgf.simulate(sgf.GradientFlow(rtol=1e-10), net, PROBLEM, t1=5.0, record=LAST, adjoint=adjoint)
+            runs = sgf.simulate(sgf.GradientFlow(), net, PROBLEM, t1=5.0, record=LAST, adjoint=adjoint, solver=dfx.Tsit5())
             return runs.final["validation_error"]
 
         return one

@@ -13,6 +13,9 @@ from sgfbias.diagonal import noise_anatomy, svag, weak_error
 from sgfbias.digits import study as digits
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def weak():
     return weak_error.run(weak_error.Config(seeds=2048, law_seeds=256))

@@ -63,7 +63,7 @@ def run_adaptive(
     steps: Any,
     t1: Any,
     stop: float | None,
-    adjoint: dfx.AbstractAdjoint | None,
+    adjoint: Any,
 ) -> dict[str, Any]:
     """A deterministic flow by an adaptive ODE solver, one run, in flow time."""
     if not isinstance(solver, dfx.AbstractAdaptiveSolver):

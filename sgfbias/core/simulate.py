@@ -103,6 +103,8 @@ def simulate(
 
     clock = dynamics.clock
     if clock is None:
+        if adjoint is None and is_concrete((dynamics, network, problem)) and not _closes_over_traced(network, problem):
+            adjoint = dfx.ForwardMode()  # nobody differentiates: the plain loop compiles faster
         raw = run_adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop, adjoint)
     else:
         if adjoint is not None:
