@@ -12,7 +12,6 @@ from sgfbias import cli, store
 from sgfbias.diagonal import noise_anatomy, svag, weak_error
 from sgfbias.digits import study as digits
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sgfbias.core.brownian import check_keys
-from sgfbias.core.checks import is_concrete
+from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.growth import TangentGrowth
 from sgfbias.core.tiles import may_share, over_members, run_tiles, tile_index, tile_size
 
@@ -127,7 +127,8 @@ def hypergradient(
             raise
         raise ValueError(why) from error
     parts = [first, *run_tiles(lambda tile: _tile(outcome, hyper, tile, mode, growth), tiles[1:], threads=threads)]
-    report = summarise(*jax.tree.map(lambda *leaf: jnp.concatenate(leaf)[:count], *parts))
+    # Tiles may lie on several devices: joined on the host.
+    report = summarise(*jax.tree.map(lambda *leaf: jnp.asarray(numpy_for(leaf).concatenate(leaf)[:count]), *parts))
     if is_concrete(report.value):
         if report.excluded:
             warnings.warn(f"{report.excluded} of {count} seeds are not finite and left out of outcome and gradient", stacklevel=2)

@@ -1,7 +1,8 @@
 """Batches in tiles of one fixed size, so that a result does not depend on its neighbours, and one compiled program serves any number.
 
 Matrix products of different shapes round differently. Everything that is batched over seeds therefore runs in tiles of a fixed number of
-seeds, the last one padded with copies of its last member. On a CPU one thread per core can take tiles, since a small tile leaves cores idle.
+seeds, the last one padded with copies of its last member. On a CPU one thread per core can take tiles, since a small tile leaves cores idle;
+several devices take tiles in turn.
 """
 
 from __future__ import annotations
@@ -52,9 +53,16 @@ def over_members(function: Callable, *args: Any) -> Any:
 
 
 def run_tiles(run: Callable[[Any], Any], tiles: Sequence[Any], *, threads: bool) -> list[Any]:
-    """`run` on every tile, in order; on a CPU in threads, if allowed."""
-    workers = min(len(tiles), os.cpu_count() or 1)
-    if not threads or workers <= 1 or jax.default_backend() != "cpu":
+    """`run` on every tile, in order. Tiles are dealt out to the local devices, each of which runs the program of one tile: sharding one
+    program over devices instead may fuse differently and change the last digit. Devices work at once if `threads` are allowed, and a single
+    CPU then takes a tile per core."""
+    devices = jax.local_devices()
+    if len(devices) > 1 and is_concrete(tiles) and any(tile is not None for tile in tiles):
+        tiles = [jax.device_put(tile, jax.sharding.SingleDeviceSharding(devices[k % len(devices)])) for k, tile in enumerate(tiles)]
+        workers = min(len(tiles), len(devices))
+    else:
+        workers = min(len(tiles), os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    if not threads or workers <= 1:
         return [run(tile) for tile in tiles]
     x64 = jnp.result_type(float) == jnp.float64
 
@@ -63,7 +71,11 @@ def run_tiles(run: Callable[[Any], Any], tiles: Sequence[Any], *, threads: bool)
             return jax.block_until_ready(run(tile))
 
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(in_thread, tiles))
+        if len(devices) == 1:
+            return list(pool.map(in_thread, tiles))
+        each = pool.map(lambda own: [in_thread(tile) for tile in own], [tiles[k::workers] for k in range(workers)])
+        rows = list(each)
+    return [rows[k % workers][k // workers] for k in range(len(tiles))]
 
 
 # On a CPU these call out of XLA and wait there for its thread pool: two such programs at once lock up (seen on jax 0.10.1, not on 0.12).
