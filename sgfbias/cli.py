@@ -1,4 +1,4 @@
-"""The command line: `sgfbias list | run | show`."""
+"""The command line: `sgfbias list | run | sweep | status | show`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sgfbias.cli_sweep import StatusCommand, SweepCommand, run_status, run_sweep, show_sweep
 from sgfbias.studies import STUDIES, study_named
 
 EXIT_CLAIM_FAILED = 1
@@ -40,10 +41,10 @@ class Output:
 
 @dataclasses.dataclass(frozen=True)
 class Show:
-    """Print a store's claims and contents, and draw its picture again."""
+    """Print a store's claims and contents, or a sweep's medians and intervals, and draw its picture again."""
 
     store: Annotated[Path, tyro.conf.Positional]
-    """A zarr store written by `sgfbias run`."""
+    """A zarr store written by `sgfbias run` or `sgfbias sweep`."""
     picture: Path | None = None
     """Where to draw the picture; by default beside the store."""
     format: Literal["table", "json"] = "table"
@@ -53,17 +54,24 @@ class Show:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 if a claim that must hold fails, 2 for bad input."""
+    """Run the command line and return its exit status: 0; 1 if a claim that must hold fails, or a cell of a sweep; 2 for bad input; 74 if a
+    sweep's store cannot be written, 75 if it was asked to stop."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    from sgfbias.ensemble.store import StoreError
+
     command = _parse(arguments)
     try:
         if isinstance(command, List):
             return _list()
         if isinstance(command, Show):
             return _show(command)
+        if isinstance(command, SweepCommand):
+            return run_sweep(command)
+        if isinstance(command, StatusCommand):
+            return run_status(command)
         name, config, output = command
         return _run(name, config, output)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StoreError) as error:
         if getattr(command[2] if isinstance(command, tuple) else command, "verbose", False):
             raise
         print(f"sgfbias: {error}", file=sys.stderr)
@@ -83,6 +91,16 @@ def _parse(arguments: list[str]) -> Any:
     @app.command(name="show")
     def _(command: tyro.conf.OmitArgPrefixes[Show]) -> None:
         """Print a store's claims and contents, and draw its picture again."""
+        chosen.append(command)
+
+    @app.command(name="sweep")
+    def _(command: tyro.conf.OmitArgPrefixes[SweepCommand]) -> None:
+        """Run a grid of hyperparameters x data draws x seeds, resumably."""
+        chosen.append(command)
+
+    @app.command(name="status")
+    def _(command: tyro.conf.OmitArgPrefixes[StatusCommand]) -> None:
+        """Print how a sweep stands: done, running, failed and diverged per cell, rate, time left."""
         chosen.append(command)
 
     if arguments[:1] == ["run"]:
@@ -171,7 +189,10 @@ def _run(name: str, config: Any, output: Output) -> int:
 def _show(command: Show) -> int:
     from sgfbias import plotting, store
     from sgfbias.core.claim import broken
+    from sgfbias.ensemble.status import is_sweep
 
+    if is_sweep(command.store):
+        return show_sweep(command.store, command.picture, command.format, command.verbose)
     dataset = store.load(command.store)
     name = dataset.attrs.get("study")
     if name not in STUDIES:

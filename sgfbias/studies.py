@@ -12,6 +12,7 @@ STUDIES = {
     "hyper-gradient": "sgfbias.diagonal.hyper_gradient",
     "noise-anatomy": "sgfbias.diagonal.noise_anatomy",
     "digits": "sgfbias.digits.study",
+    "noise-schedule": "sgfbias.diagonal.noise_schedule",
     "svag": "sgfbias.diagonal.svag",
     "weak-error": "sgfbias.diagonal.weak_error",
 }

@@ -121,11 +121,13 @@ def hypergradient(
     calls = (outcome,) if growth is None else (outcome, growth)
     threads = len(tiles) > 1 and is_concrete((hyper, keys)) and all(may_share(call, hyper, keys[0]) for call in calls)
     try:
-        first = jax.block_until_ready(_tile(outcome, hyper, tiles[0], mode, growth))  # compiles once, not once per thread
+        first = _tile(outcome, hyper, tiles[0], mode, growth)  # compiles here, not once per thread, and runs beside the others
     except (TypeError, ValueError) as error:
         if (why := _why_not(error, mode)) is None:
             raise
         raise ValueError(why) from error
+    if not threads:
+        jax.block_until_ready(first)
     parts = [first, *run_tiles(lambda tile: _tile(outcome, hyper, tile, mode, growth), tiles[1:], threads=threads)]
     # Tiles may lie on several devices: joined on the host.
     report = summarise(*jax.tree.map(lambda *leaf: jnp.asarray(numpy_for(leaf).concatenate(leaf)[:count]), *parts))

@@ -1,0 +1,52 @@
+"""Progress of a sweep on the terminal: chunks, runs per second, time left, how many diverged and failed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def shown(progress: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that shows the counts of a sweep: a bar for True, nothing for False, or the user's own.
+
+    **Raises:** `ValueError` if `progress` is neither a bool nor callable.
+    """
+    if progress is False or progress is None:
+        yield lambda state: None
+        return
+    if progress is not True:
+        if not callable(progress):
+            raise ValueError(f"`progress` must be True, False or a function of a dictionary, but is {progress!r}")
+        yield progress
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("sweep"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("chunks"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[more]}"),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task("sweep", total=None, more="")
+
+        def show(state: dict[str, Any]) -> None:
+            more = f"{state['rate']:,.0f} runs/s, {in_words(state['seconds_left'])} left, {state['diverged']:,} diverged, {state['failed']:,} failed"
+            bar.update(task, total=state["chunks"], completed=state["chunks_done"], more=more)
+
+        yield show
+
+
+def in_words(seconds: float | None) -> str:
+    """A span of time, short."""
+    if seconds is None:
+        return "unknown time"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

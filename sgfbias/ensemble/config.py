@@ -1,0 +1,131 @@
+"""A sweep from a TOML file.
+
+    study = "alpha-sweep"              # or function = "module:name", a function (keys, **point) in a file beside this one
+    name = "alphas"                    # of the store in the output folder; default the file's own
+    seeds = "0:512"
+    draws = "0:4"                      # data draws, if any
+    precision = "float64"
+    [config]                           # fields of the study's config, or fixed arguments of the function
+    steps = 10_000
+    [grid]
+    alpha = "geomspace(1e-4,1e-1,10)"
+    gamma = [0.02, 0.05]
+
+Nothing in it is evaluated but numbers; a function is imported by name, as Python would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sgfbias.ensemble.grid import parse_values
+from sgfbias.ensemble.sweep import Sweep
+
+KEYS = {"study", "function", "name", "seeds", "draws", "root", "chunk", "precision", "config", "grid"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepFile:
+    """What a TOML file says, checked, and what the command line changed."""
+
+    name: str
+    precision: str
+    make: Callable[[], Sweep]  # called under that precision
+
+
+def read(
+    path: Path, study_named: Callable[[str], Any], *, seeds: str | None = None, grid: tuple[str, ...] = (), settings: tuple[str, ...] = ()
+) -> SweepFile:
+    """The sweep in a file, with seeds, axes (`alpha=0.1,0.2`) and config values (`steps=100`) of the command line put over its own.
+
+    **Raises:** `ValueError` that says what is wrong with the file.
+    """
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}; expected a sweep in TOML: study = ..., seeds = "0:512", [grid] alpha = ...')
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    unknown = set(content) - KEYS
+    if unknown:
+        raise ValueError(f"{path} has {', '.join(sorted(unknown))}, which a sweep does not know; it may have {', '.join(sorted(KEYS))}")
+    if ("study" in content) == ("function" in content):
+        raise ValueError(f'{path} must name either a `study` or a `function = "module:name"`')
+    for key in ("config", "grid"):
+        if not isinstance(content.get(key, {}), dict):
+            raise ValueError(f"`{key}` in {path} must be a table, [{key}]")
+    axes = {axis: parse_values(values) if isinstance(values, str) else values for axis, values in content.get("grid", {}).items()}
+    axes |= {axis: parse_values(values) for axis, values in map(_split, grid)}
+    config = content.get("config", {}) | {key: parse_values(value)[0] for key, value in map(_split, settings)}
+    precision = content.get("precision", "float64")
+    if precision not in ("float32", "float64"):
+        raise ValueError(f"`precision` in {path} must be float32 or float64, but is {precision!r}")
+    options: dict[str, Any] = {key: content[key] for key in ("draws", "root", "chunk") if key in content}
+    options["seeds"] = content.get("seeds", 256) if seeds is None else seeds
+
+    def make() -> Sweep:
+        if "study" in content:
+            study = study_named(content["study"])
+            return Sweep(study, axes, config=_study_config(study, content["study"], config), **options)
+        function = find(content["function"], path.parent)
+        return Sweep(functools.partial(function, **config) if config else function, axes, name=content["function"], **options)
+
+    return SweepFile(inside(content.get("name", path.stem)), precision, make)
+
+
+def inside(name: Any) -> str:
+    """A name that stays in the output folder.
+
+    **Raises:** `ValueError` for one that is not a plain name.
+    """
+    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0") or name.startswith("."):
+        raise ValueError(f"`name` must be a plain name, of a store inside the output folder, but is {name!r}")
+    return name.removesuffix(".zarr")
+
+
+def find(where: str, folder: Path) -> Any:
+    """The function called `module:name`, also in a file of that folder, for this process and those it starts.
+
+    **Raises:** `ValueError` if there is none.
+    """
+    module, _, name = where.partition(":")
+    if not module or not name:
+        raise ValueError(f"a function is named by module:name, but {where!r} is not")
+    here = str(folder.resolve())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the function {where!r} cannot be found: {error}; expected {module}.py beside the sweep, or an installed module"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"{where!r} must be a function (keys, **point), but is {type(function).__name__}")
+    return function
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, values = text.partition("=")
+    if not equals or not name.strip().isidentifier() or not values.strip():
+        raise ValueError(f"{text!r} cannot be read: write name=values, for example alpha=geomspace(1e-4,1e-1,10)")
+    return name.strip(), values
+
+
+def _study_config(study: Any, name: str, values: dict[str, Any]) -> Any:
+    if not hasattr(study, "Config"):
+        return None
+    fields = {field.name: field for field in dataclasses.fields(study.Config)}
+    unknown = set(values) - set(fields)
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))} is not in the config of {name}; there are {', '.join(sorted(fields))}")
+    return study.Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -1,0 +1,153 @@
+"""The axes of a sweep: a grid of hyperparameters and data draws, and ranges of seeds; and how a command line writes them."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+SPACES: dict[str, Any] = {"linspace": np.linspace, "geomspace": np.geomspace, "logspace": np.logspace, "range": range, "arange": np.arange}
+RESERVED = {"seed", "keys", "step", "error", "status", "done", "failed", "diverged"}
+LARGEST = 1_000_000  # cells
+
+
+class Axis:
+    """One axis: its name, its labels as numbers or words, and what the experiment is given for each."""
+
+    def __init__(self, name: str, values: Any):
+        if not name.isidentifier():
+            raise ValueError(f"an axis of the grid must have a name that can be an argument, but is called {name!r}")
+        if name in RESERVED:
+            raise ValueError(f"{name!r} cannot be the name of an axis: a sweep keeps it for itself")
+        if isinstance(values, Mapping):
+            self.labels, self.values = [str(k) for k in values], list(values.values())
+        else:
+            values = values.tolist() if hasattr(values, "tolist") else values
+            if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+                values = [values]
+            self.values = [v.item() if isinstance(v, np.generic) else v for v in values]
+            self.labels = list(self.values)
+        if not self.values:
+            raise ValueError(f"axis {name!r} of the grid has no values")
+        for label in self.labels:
+            if not isinstance(label, bool | int | float | str):
+                raise ValueError(
+                    f"values of axis {name!r} must be numbers or words, but one is {label!r}; name objects by a mapping, "
+                    f"{name}={{'a name': object}}"
+                )
+            if isinstance(label, float) and not math.isfinite(label):
+                raise ValueError(f"values of axis {name!r} must be finite, but one is {label}")
+        if len(set(map(repr, self.labels))) < len(self.labels):
+            raise ValueError(f"axis {name!r} has a value twice: {self.labels}")
+        if len({isinstance(label, str) for label in self.labels}) > 1:
+            raise ValueError(f"values of axis {name!r} must be all numbers or all words, but are {self.labels}")
+        self.name = name
+
+    def coordinate(self) -> np.ndarray:
+        """Labels as an array: numbers, or words of any length."""
+        return np.array(self.labels, dtype=object) if isinstance(self.labels[0], str) else np.asarray(self.labels)
+
+    def described(self) -> list[Any]:
+        """What is compared on resuming: labels, and what they stand for where that is something else."""
+        return [
+            label if value is label or value == label else f"{label} = {value!r}"
+            for label, value in zip(self.labels, self.values, strict=True)
+        ]
+
+
+class Grid:
+    """The product of axes; a cell is one point of it."""
+
+    def __init__(self, axes: Mapping[str, Any]):
+        self.axes = [Axis(str(name), values) for name, values in axes.items()]
+        self.shape = tuple(len(axis.values) for axis in self.axes)
+        self.cells = math.prod(self.shape)
+        if self.cells > LARGEST:
+            raise ValueError(
+                f"a grid may have at most {LARGEST:,} cells, but has {self.cells:,}: {dict(zip(self.names, self.shape, strict=True))}"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the axes, in order."""
+        return tuple(axis.name for axis in self.axes)
+
+    def index(self, cell: int) -> tuple[int, ...]:
+        """Position of a cell along every axis."""
+        return tuple(int(k) for k in np.unravel_index(cell, self.shape)) if self.shape else ()
+
+    def point(self, cell: int) -> dict[str, Any]:
+        """Arguments of a cell."""
+        return {axis.name: axis.values[k] for axis, k in zip(self.axes, self.index(cell), strict=True)}
+
+    def name(self, cell: int) -> str:
+        """A cell in words."""
+        parts = [f"{axis.name}={axis.labels[k]:g}" if isinstance(axis.labels[k], float) else f"{axis.name}={axis.labels[k]}"
+                 for axis, k in zip(self.axes, self.index(cell), strict=True)]  # fmt: skip
+        return ", ".join(parts) or "the only cell"
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return itertools.product(*map(range, self.shape))
+
+
+def parse_values(text: str) -> Any:
+    """Values of an axis as a command line writes them: `geomspace(1e-4,1e-1,10)`, `linspace`, `logspace`, `arange`, `range`, a list
+    `.1,.2,.5` or `[.1, .2]`, or words. Nothing is evaluated but numbers.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    text = text.strip()
+    call = re.fullmatch(r"(\w+)\((.*)\)", text)
+    if call:
+        name, inside = call.groups()
+        if name not in SPACES:
+            raise ValueError(f"{name!r} is not a way to space values; there are {', '.join(SPACES)}, or a list: 0.1,0.2,0.5")
+        try:
+            numbers = [ast.literal_eval(part.strip()) for part in inside.split(",")]
+            if name in ("linspace", "geomspace", "logspace"):
+                numbers[2:] = [int(n) for n in numbers[2:]]
+            return list(SPACES[name](*numbers))
+        except (ValueError, TypeError, SyntaxError, IndexError, ZeroDivisionError) as error:
+            raise ValueError(f"{text!r} cannot be read as values: {error}; write for example geomspace(1e-4,1e-1,10)") from error
+    parts = [part.strip() for part in text.strip("[]").split(",")]
+    if not all(parts):
+        raise ValueError(f"{text!r} cannot be read as values: write for example 0.1,0.2,0.5 or geomspace(1e-4,1e-1,10)")
+    return [_literal(part) for part in parts]
+
+
+def _literal(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def parse_range(value: Any, what: str = "seeds") -> tuple[int, int]:
+    """`(start, stop)` from `"0:512"`, a number (from 0), a `range` or a pair.
+
+    **Raises:** `ValueError` unless 0 <= start < stop.
+    """
+    try:
+        if isinstance(value, str):
+            start, stop = map(int, value.split(":")) if ":" in value else (0, int(value))
+        elif isinstance(value, int | np.integer) and not isinstance(value, bool):
+            start, stop = 0, int(value)
+        elif isinstance(value, range):
+            if value.step != 1:
+                raise ValueError
+            start, stop = value.start, value.stop
+        else:
+            start, stop = map(int, value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{what}` must be start:stop, a number, a range or a pair, but is {value!r}") from error
+    if not 0 <= start < stop or stop > 2**32:
+        raise ValueError(f"`{what}` needs 0 <= start < stop <= 2^32, but got {start}:{stop}")
+    return start, stop

@@ -1,0 +1,112 @@
+"""What an experiment returns for some seeds of a cell, as columns: plain arrays with named dimensions, the seed axis first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from sgfbias.core.tiles import tile_size
+from sgfbias.core.trajectory import STATUS_WORDS, Status, Trajectory
+
+FILLS = {"f": np.nan, "i": -1, "u": 0, "b": False, "c": np.nan}
+
+
+class Column(NamedTuple):
+    """A variable: dimensions after those of the grid, values, units and the like, and whether it has a seed axis (then its first)."""
+
+    dims: tuple[str, ...]
+    values: np.ndarray
+    attrs: dict[str, str]
+    per_seed: bool
+
+
+def as_columns(result: Any, seeds: int, *, reserved: tuple[str, ...] = ()) -> dict[str, Column]:
+    """Columns of a `Trajectory`, an `xarray.Dataset` with a dimension `seed`, or a mapping from names to arrays (seeds, ...).
+
+    **Raises:** `ValueError` for anything else, or shapes that do not fit.
+    """
+    if isinstance(result, Trajectory):
+        result = result.to_xarray()
+    if hasattr(result, "data_vars"):
+        columns = _of_dataset(result)
+    elif isinstance(result, Mapping):
+        columns = {}
+        for name, value in result.items():
+            values = np.asarray(value)
+            if values.ndim == 0 or values.shape[0] != seeds:
+                raise ValueError(f"{name!r} must have the {seeds} seeds as its first axis, but has shape {values.shape}")
+            columns[str(name)] = Column(("seed", *(f"{name}_{k}" for k in range(values.ndim - 1))), values, {}, True)
+    else:
+        raise ValueError(
+            "an experiment must return a Trajectory, an xarray.Dataset with a dimension `seed`, or a mapping from names to arrays (seeds, ...), "
+            f"but returned {type(result).__name__}"
+        )
+    if not any(column.per_seed for column in columns.values()):
+        raise ValueError("an experiment must return at least one variable with a value per seed, but returned none")
+    for name, column in columns.items():
+        if column.values.dtype.kind not in FILLS:
+            raise ValueError(f"{name!r} must be numbers, but has dtype {column.values.dtype}")
+        if column.per_seed and column.values.shape[0] != seeds:
+            raise ValueError(f"{name!r} must have {seeds} seeds, but has {column.values.shape[0]}")
+        clash = {name, *column.dims} & set(reserved)
+        if clash:
+            raise ValueError(f"{', '.join(sorted(clash))} is an axis of the grid, so {name!r} of the result must be called otherwise")
+    return columns
+
+
+def _of_dataset(dataset: Any) -> dict[str, Column]:
+    columns = {}
+    for name, variable in dataset.variables.items():
+        if name in ("seed", "key"):
+            continue  # the sweep has its own seeds, and a key follows from its seed
+        per_seed = "seed" in variable.dims
+        if per_seed:
+            variable = variable.transpose("seed", ...)
+        elif variable.dims == (name,) and variable.dtype.kind in "OUST":
+            continue  # labels of an axis
+        attrs = {str(k): str(v) for k, v in variable.attrs.items()}
+        columns[str(name)] = Column(tuple(map(str, variable.dims)), np.asarray(variable.values), attrs, per_seed)
+    return columns
+
+
+def seed_states(columns: Mapping[str, Column]) -> dict[str, int]:
+    """How many seeds ended how: from a variable `status` (see `Status`), else whether all numbers of a seed are finite."""
+    status = columns.get("status")
+    if status is not None and status.per_seed and status.values.ndim == 1 and status.values.dtype.kind in "iu":
+        counts = np.bincount(status.values.clip(0, len(STATUS_WORDS) - 1), minlength=len(STATUS_WORDS))
+        return {word: int(count) for word, count in zip(STATUS_WORDS, counts, strict=True) if count}
+    finite = np.ones(next(c.values.shape[0] for c in columns.values() if c.per_seed), bool)
+    for column in columns.values():
+        if column.per_seed and column.values.dtype.kind in "fc":
+            finite &= np.isfinite(column.values).reshape(len(finite), -1).all(axis=1)
+    states = {"finite": int(finite.sum()), STATUS_WORDS[Status.NON_FINITE]: int((~finite).sum())}
+    return {word: count for word, count in states.items() if count}
+
+
+def diverged(states: Mapping[str, int]) -> int:
+    """Of these, the seeds that diverged."""
+    return sum(states.get(STATUS_WORDS[k], 0) for k in (Status.NON_FINITE, Status.STALLED))
+
+
+def run_seeds(
+    experiment: Callable[..., Any], point: Mapping[str, Any], keys: Array, *, reserved: tuple[str, ...] = ()
+) -> dict[str, Column]:
+    """The experiment on these keys; where memory runs out, on half of them at a time, never less than a tile, whose shape stays as it is."""
+    try:
+        return as_columns(jax.block_until_ready(experiment(keys, **point)), keys.shape[0], reserved=reserved)
+    except jax.errors.JaxRuntimeError as error:
+        tile = tile_size(0)
+        if "RESOURCE_EXHAUSTED" not in str(error) or keys.shape[0] <= tile:
+            raise
+    half = max(keys.shape[0] // 2 // tile, 1) * tile
+    parts = [run_seeds(experiment, point, part, reserved=reserved) for part in (keys[:half], keys[half:])]
+
+    def join(name: str) -> Column:
+        first, second = (part[name] for part in parts)
+        return first._replace(values=np.concatenate([first.values, second.values])) if first.per_seed else first
+
+    return {name: join(name) for name in parts[0]}

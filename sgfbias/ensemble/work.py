@@ -1,0 +1,109 @@
+"""One chunk of work, wherever it runs: some seeds of one cell, computed, written and entered in the ledger."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sgfbias.core.brownian import seeds
+from sgfbias.ensemble.outcome import Column, diverged, run_seeds, seed_states
+from sgfbias.ensemble.store import Store
+
+
+class Task(NamedTuple):
+    """Some seeds of one cell: numbers of the cell and of the chunk within it, place of the cell on every axis, its arguments, absolute seeds."""
+
+    cell: int
+    chunk: int
+    place: tuple[int, ...]
+    point: Mapping[str, Any]
+    start: int
+    stop: int
+
+
+class Job(NamedTuple):
+    """What every task has in common; goes to other processes as it is."""
+
+    experiment: Callable[..., Any]
+    store: Store
+    root: int
+    x64: bool
+    session: str
+    probe: bool = False  # return the columns instead of writing them: the store does not know its variables yet
+
+
+class Report(NamedTuple):
+    """What became of a task: `state` is "done", "failed" or, of a probe, "probed"; `states` counts how its seeds ended."""
+
+    task: Task
+    state: str
+    seconds: float
+    states: dict[str, int]
+    diverged: int
+    error: str
+    columns: dict[str, Column] | None
+
+
+def execute(job: Job, task: Task) -> Report:
+    """Do a task. An experiment that raises is a result, "failed"; a store that cannot be written is not, and raises.
+
+    **Raises:** `StoreError`.
+    """
+    began = time.perf_counter()
+    columns: dict[str, Column] = {}
+    states, error = {}, ""
+    with jax.enable_x64(job.x64):
+        try:
+            keys = seeds(task.start, task.stop, root=job.root)
+            columns = run_seeds(job.experiment, task.point, keys, reserved=tuple(job.store.axes))
+            states = seed_states(columns)
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {problem}"
+    seconds = time.perf_counter() - began
+    if not error and job.probe:
+        return Report(task, "probed", seconds, states, diverged(states), "", columns)
+    return settle(job, task, columns, states, seconds, error)
+
+
+def settle(job: Job, task: Task, columns: dict[str, Column], states: dict[str, int], seconds: float, error: str) -> Report:
+    """Write what was computed, and the record that says so."""
+    files: dict[str, str] = {}
+    if not error:
+        try:
+            files = job.store.write(task.cell, task.place, task.chunk, columns)
+        except ValueError as problem:
+            error = str(problem)
+    state = "failed" if error else "done"
+    lost = diverged(states)
+    device = jax.local_devices()[0]
+    job.store.keep(
+        task.cell,
+        task.chunk,
+        {
+            "state": state,
+            "start": task.start,
+            "stop": task.stop,
+            "states": {} if error else states,
+            "diverged": 0 if error else lost,
+            "error": error,
+            "files": files,
+            "seconds": seconds,
+            "finished": time.time(),
+            "session": job.session,
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+            "device": f"{device.platform}: {device.device_kind}",
+        },
+    )
+    return Report(task, state, seconds, states, lost, error, None)
+
+
+def nbytes(columns: Mapping[str, Column]) -> tuple[int, int]:
+    """Bytes of the variables with a seed axis, and of the others."""
+    per_seed = sum(c.values.nbytes for c in columns.values() if c.per_seed)
+    return per_seed, sum(np.asarray(c.values).nbytes for c in columns.values()) - per_seed
