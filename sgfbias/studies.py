@@ -8,6 +8,7 @@ from typing import Any
 # Each module has `Config`, a frozen dataclass, and run(config, say=...), claims(dataset), plot(dataset).
 STUDIES = {
     "alpha-shape": "sgfbias.diagonal.alpha_shape",
+    "alpha-sweep": "sgfbias.diagonal.alpha_sweep",
     "diagonal": "sgfbias.diagonal.study",
     "hyper-gradient": "sgfbias.diagonal.hyper_gradient",
     "noise-anatomy": "sgfbias.diagonal.noise_anatomy",
