@@ -1,7 +1,7 @@
 """Measure what the project promises about time and memory; results go to benchmarks/results/ with hardware and versions.
 
 python benchmarks/run.py            # every measurement, each in a process of its own
-python benchmarks/run.py NAME ...   # some: main_job, landed, against_scan, flow_step, gradients, import_time
+python benchmarks/run.py NAME ...   # some: main_job, landed, against_scan, flow_step, gradients, sweep, import_time
 """
 
 from __future__ import annotations
@@ -281,6 +281,69 @@ def gradients() -> dict:
     }
 
 
+def sweep() -> dict:
+    """A sweep over bare `simulate` of the same work: n = 40, d = 100, float64, 4 alphas x 256 seeds, 10,000 steps (and 1,000), default records, a
+    fresh store each time; warm, interleaved, median of ratios. And the peak memory of a process that sweeps 1e5 seeds x 200 times x 5 observables.
+    """
+    import shutil
+    import tempfile
+
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import numpy as np
+
+    import sgfbias as sgf
+
+    problem, alphas, keys = (
+        sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5),
+        [0.003, 0.01, 0.03, 0.1],
+        sgf.seeds(0, 256),
+    )
+
+    def experiment(keys, *, alpha, steps=10_000):
+        network = sgf.DiagonalNetwork.init(alpha=alpha, d=100)
+        return sgf.simulate(sgf.StochasticGradientFlow(0.05), network, problem, keys=keys, steps=steps)
+
+    folder = Path(tempfile.mkdtemp())
+    ratios: dict[int, list[float]] = {10_000: [], 1_000: []}
+    seconds: dict[str, list[float]] = {}
+    for steps, found in ratios.items():
+        swept = sgf.Sweep(lambda keys, *, alpha, steps=steps: experiment(keys, alpha=alpha, steps=steps), {"alpha": alphas}, seeds=256)
+        for repeat in range(6):
+            spans = {}
+            begin = time.perf_counter()
+            for alpha in alphas:
+                jax.block_until_ready(experiment(keys, alpha=alpha, steps=steps).series)
+            spans["simulate"] = time.perf_counter() - begin
+            begin = time.perf_counter()
+            swept.run(folder / f"{steps}-{repeat}.zarr")
+            spans["sweep"] = time.perf_counter() - begin
+            if repeat:  # the first compiles
+                found.append(spans["sweep"] / spans["simulate"])
+                for name, span in spans.items():
+                    seconds.setdefault(f"{name}, {steps} steps", []).append(span)
+    shutil.rmtree(folder)
+
+    code = (
+        "import jax, resource, tempfile, numpy as np; jax.config.update('jax_enable_x64', True)\n"
+        "import sgfbias as sgf\n"
+        "def experiment(keys):\n"
+        "    base = np.sin(np.asarray(jax.random.key_data(keys)).astype(np.float64).sum(1))[:, None] * np.linspace(0, 1, 200)\n"
+        "    return {f'observable_{k}': base + k for k in range(5)}\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    sgf.Sweep(experiment, {}, seeds=100_000, chunk=2048).run(folder + '/large.zarr')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+    )
+    peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return {
+        "ratio": {f"{steps} steps": float(np.median(found)) for steps, found in ratios.items()},
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "peak_gb": peak,
+        "target": {"ratio": 1.05, "peak_gb": 2},
+    }
+
+
 def import_time() -> dict:
     """Seconds that `import sgfbias` adds to importing jax, diffrax and equinox, median of paired fresh processes."""
     code = "import time; import jax, diffrax, equinox, jax.numpy; t = time.perf_counter(); import sgfbias; print(time.perf_counter() - t)"
@@ -288,7 +351,7 @@ def import_time() -> dict:
     return {"added_seconds": statistics.median(runs), "target": {"added_seconds": 0.3}}
 
 
-MEASUREMENTS = {f.__name__: f for f in (main_job, landed, against_scan, flow_step, gradients, import_time)}
+MEASUREMENTS = {f.__name__: f for f in (main_job, landed, against_scan, flow_step, gradients, sweep, import_time)}
 
 
 def main() -> None:

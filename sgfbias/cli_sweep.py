@@ -179,11 +179,18 @@ def _print_status(state: dict[str, Any], *, every: bool) -> None:
     if not every and len(cells) > ROWS:  # the ones that want a look
         cells = [c for c in cells if c["failed"] or c["diverged"] or 0 < c["done"] < c["runs"]]
     table = Table()
-    for column in (*(state["cells"][0]["point"] or {"cell": ""}), "done", "of", "diverged", "failed", "error"):
+    for column in (*(state["cells"][0]["point"] or {"cell": ""}), "done", "of", "running", "diverged", "failed", "error"):
         table.add_column(column, overflow="fold")
     for cell in cells[: None if every else ROWS]:
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in cell["point"].values()] or ["the only one"]
-        table.add_row(*values, *(f"{cell[k]:,}" for k in ("done", "runs", "diverged", "failed")), cell["error"])
+        counts = (
+            f"{cell['done']:,}",
+            f"{cell['runs']:,}",
+            "yes" if cell["running"] else "",
+            f"{cell['diverged']:,}",
+            f"{cell['failed']:,}",
+        )
+        table.add_row(*values, *counts, cell["error"])
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     left = len(state["cells"]) - min(len(cells), len(cells) if every else ROWS)
     if left:

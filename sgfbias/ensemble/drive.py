@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sgfbias.ensemble.store import StoreError, write_json
@@ -63,7 +63,7 @@ class Drive:
         self.executor = None if self.factory else executor
         self.in_flight, self.progress = in_flight, progress
         self.stop, self.failed_cells = threading.Event(), {}  # type: ignore[var-annotated]
-        self.tally, self._beat = Tally(0), 0.0
+        self.tally, self._beat = Tally(0), float("-inf")
 
     def run(self, *, retry_failed: bool = False) -> None:
         """Do all that is missing of this process's share, check it, and complete the store if nothing is missing of any share."""
@@ -141,6 +141,7 @@ class Drive:
             if task.cell in self.failed_cells:
                 self._account(self._do(task), show)
                 continue
+            self._announce([task])
             report = execute(probing, task) if self.executor is None and self.factory is None else self._elsewhere(probing, task)
             if report.state == "probed":
                 self.store.use(self.store.describe(report.columns), keep=True)
@@ -150,6 +151,7 @@ class Drive:
     def _elsewhere(self, job: Job, task: Task) -> Report:
         """One task by the executor, waited for."""
         for attempt in range(LOST):
+            self._announce([task])
             try:
                 return self._pool().submit(execute, job, task).result()
             except StoreError:
@@ -174,6 +176,7 @@ class Drive:
         if task.cell in self.failed_cells:
             error = self.failed_cells[task.cell]
             return settle(self.job, task, {}, {}, 0.0, error)
+        self._announce([task])
         return execute(self.job, task)
 
     def _spread(self, queue: list[Task], show: Any) -> None:
@@ -195,6 +198,7 @@ class Drive:
                     except cf.BrokenExecutor as error:
                         queue.append(task)
                         self._broken(error)
+            self._announce(flying.values())
             finished, _ = cf.wait(flying, timeout=0.5, return_when=cf.FIRST_COMPLETED)
             for future in finished:
                 task = flying.pop(future)
@@ -282,18 +286,15 @@ class Drive:
         from sgfbias.ensemble.bar import shown
 
         with shown(self.progress) as show:
+            yield show
 
-            def both(state: dict[str, Any]) -> None:
-                # What `sgfbias status` reads; a chunk may take milliseconds, this need not be as fresh.
-                if time.monotonic() - self._beat > 1:
-                    self._beat = time.monotonic()
-                    write_json(self.store.ledger / "session.json", {**state, **self._who(), "time": time.time()})
-                show(state)
-
-            yield both
-
-    def _who(self) -> dict[str, Any]:
-        return {"session": self.session, "host": socket.gethostname(), "pid": os.getpid(), "share": list(self.share)}
+    def _announce(self, tasks: Iterable[Task]) -> None:
+        """Say which cells are being worked on, for `sgfbias status`; a chunk may take milliseconds, this need not be as fresh."""
+        if time.monotonic() - self._beat < 1:
+            return
+        self._beat = time.monotonic()
+        who = {"session": self.session, "host": socket.gethostname(), "pid": os.getpid(), "share": list(self.share)}
+        write_json(self.store.ledger / "session.json", {**who, "cells": sorted({task.cell for task in tasks}), "time": time.time()})
 
     def log(self, event: str, **fields: Any) -> None:
         """One line of JSON in the store's log."""

@@ -60,7 +60,7 @@ def open_sweep(path: str | Path) -> Any:
 
 
 def status(path: str | Path) -> dict[str, Any]:
-    """How a sweep stands: per cell `done`, `failed`, `diverged` of `runs`, and its first error; whether a process runs it, its rate in runs per
+    """How a sweep stands: per cell `done`, `failed`, `diverged` of `runs`, whether it is `running`, and its first error; whether a process runs it, its rate in runs per
     second and the seconds left.
 
     **Raises:** `StoreError` if there is no sweep.
@@ -92,6 +92,7 @@ def status(path: str | Path) -> dict[str, Any]:
                 "done": int(counts["runs_done"][cell]),
                 "failed": int(counts["runs_failed"][cell]),
                 "diverged": int(counts["runs_diverged"][cell]),
+                "running": running and session is not None and cell in session["cells"],
                 "error": str(counts["error"][cell]),
             }
             for cell in range(cells)
