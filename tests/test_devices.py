@@ -1,10 +1,19 @@
-"""One, two or four devices: the same numbers, bit for bit. Each count in a process of its own, with devices made of one CPU."""
+"""One, two or four devices: the same numbers, bit for bit. Each count in a process of its own, with devices made of one CPU. And several
+processes that `jax.distributed` joins."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+from collections import Counter
 
+import jax
+import numpy as np
 import pytest
+
+import sgfbias as sgf
+from sgfbias.ensemble.status import open_sweep
 
 CODE = """
 import hashlib
@@ -39,3 +48,37 @@ def test_the_number_of_devices_does_not_change_a_bit():
     rows = [run(count) for count in (1, 2, 4)]
     assert [int(row[0]) for row in rows] == [1, 2, 4]
     assert len({row[1] for row in rows}) == 1
+
+
+SHARED = """
+import sys
+import jax, numpy as np
+index, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
+jax.config.update("jax_enable_x64", True)
+import sgfbias as sgf
+def experiment(keys, *, scale):
+    return {"x": scale * np.asarray(jax.random.key_data(keys)).astype(np.float64).sum(axis=1)}
+sgf.Sweep(experiment, {"scale": [1.0, 2.0, 3.0]}, seeds=128, chunk=64).run(path)
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_jax_distributed_take_their_shares(tmp_path):
+    """Two processes, each with a device of its own, told apart by their index alone: together they do every chunk, each half of them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    path = tmp_path / "shared.zarr"
+    command = [sys.executable, "-c", SHARED]
+    both = [subprocess.Popen([*command, str(k), str(port), str(path)], stderr=subprocess.PIPE, text=True) for k in (0, 1)]
+    for process in both:
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors[-2000:]
+    dataset = open_sweep(path)
+    assert dataset["runs_done"].values.tolist() == [128, 128, 128]
+    words = np.asarray(jax.random.key_data(sgf.seeds(0, 128))).astype(np.float64).sum(axis=1)
+    np.testing.assert_array_equal(dataset["x"], np.array([1.0, 2.0, 3.0])[:, None] * words)
+    events = [json.loads(line) for line in (path / "ledger" / "log.jsonl").read_text().splitlines()]
+    by = Counter(event["session"] for event in events if event["event"] == "chunk")
+    assert sorted(by.values()) == [3, 3]
