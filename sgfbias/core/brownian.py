@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -67,6 +68,7 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
     shape: Any = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
     substeps: Array | None = None  # None: increments are not refined
+    two_point: bool = eqx.field(static=True, default=False)  # +-1 instead of normal, one random bit each
 
     @property
     def t0(self):
@@ -103,8 +105,17 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
         draws = []
         for j, shape in enumerate(leaves):
             stream = self.key if j == 0 else jax.random.fold_in(self.key, PART_STREAM + j)
-            draws.append(jax.random.normal(jax.random.fold_in(stream, number), shape, jnp.float32).astype(self.dtype))
+            draw = fair_signs if self.two_point else jax.random.normal
+            draws.append(draw(jax.random.fold_in(stream, number), shape, jnp.float32).astype(self.dtype))
         return jax.tree.unflatten(structure, draws)
+
+
+def fair_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Independent +1 and -1, equally likely, 32 from a random word."""
+    count = math.prod(shape)
+    words = jax.random.bits(key, (-(-count // 32),), jnp.uint32)
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & jnp.uint32(1)
+    return (2 * bits.astype(dtype) - 1).reshape(-1)[:count].reshape(shape)
 
 
 class UnitStep(dfx.AbstractStepSizeController):

@@ -65,6 +65,10 @@ class FlowTerm(dfx.AbstractTerm):
     def vf_prod(self, t, y, args, control):
         return self._increment(y, control)
 
+    def drift_prod(self, t: Any, y: Any, args: Any, control: Stride) -> Any:
+        """The step without its noise."""
+        return self._increment(y, eqx.tree_at(lambda s: s.dB, control, None, is_leaf=lambda x: x is None))
+
     # Diffrax's runge-kutta and euler steps only ask for `vf_prod`; the pair below keeps the interface whole.
     def vf(self, t, y, args):
         return y

@@ -59,6 +59,9 @@ def read(
         raise ValueError(f"{path} has {', '.join(sorted(unknown))}, which a sweep does not know; it may have {', '.join(sorted(KEYS))}")
     if ("study" in content) == ("function" in content):
         raise ValueError(f'{path} must name either a `study` or a `function = "module:name"`')
+    for key, kind in {"study": str, "function": str, "root": int, "chunk": int}.items():
+        if key in content and type(content[key]) is not kind:
+            raise ValueError(f"`{key}` in {path} must be a {kind.__name__}, but is {content[key]!r}")
     for key in ("config", "grid"):
         if not isinstance(content.get(key, {}), dict):
             raise ValueError(f"`{key}` in {path} must be a table, [{key}]")

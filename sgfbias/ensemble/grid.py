@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 SPACES: dict[str, Any] = {"linspace": np.linspace, "geomspace": np.geomspace, "logspace": np.logspace, "range": range, "arange": np.arange}
-RESERVED = {"seed", "keys", "step", "error", "status", "done", "failed", "diverged"}
+KEPT = {"seed", "chunk", "error", "ledger", "runs_done", "runs_diverged", "runs_failed", "chunk_seconds"}  # in every store
+RESERVED = {*KEPT, "keys", "step", "status", "done", "failed", "diverged"}
 LARGEST = 1_000_000  # cells
 
 
@@ -42,7 +43,7 @@ class Axis:
                 )
             if isinstance(label, float) and not math.isfinite(label):
                 raise ValueError(f"values of axis {name!r} must be finite, but one is {label}")
-        if len(set(map(repr, self.labels))) < len(self.labels):
+        if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"axis {name!r} has a value twice: {self.labels}")
         if len({isinstance(label, str) for label in self.labels}) > 1:
             raise ValueError(f"values of axis {name!r} must be all numbers or all words, but are {self.labels}")
@@ -52,12 +53,12 @@ class Axis:
         """Labels as an array: numbers, or words of any length."""
         return np.array(self.labels, dtype=object) if isinstance(self.labels[0], str) else np.asarray(self.labels)
 
-    def described(self) -> list[Any]:
-        """What is compared on resuming: labels, and what they stand for where that is something else."""
-        return [
-            label if value is label or value == label else f"{label} = {value!r}"
-            for label, value in zip(self.labels, self.values, strict=True)
-        ]
+    @property
+    def named(self) -> dict[str, Any]:
+        """Objects that labels stand for, by label."""
+        return {
+            label: value for label, value in zip(self.labels, self.values, strict=True) if type(value) is not type(label) or value != label
+        }
 
 
 class Grid:

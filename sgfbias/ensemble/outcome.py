@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from sgfbias.core.tiles import tile_size
 from sgfbias.core.trajectory import STATUS_WORDS, Status, Trajectory
+from sgfbias.ensemble.grid import KEPT
 
 FILLS = {"f": np.nan, "i": -1, "u": 0, "b": False, "c": np.nan}
 
@@ -52,9 +53,11 @@ def as_columns(result: Any, seeds: int, *, reserved: tuple[str, ...] = ()) -> di
             raise ValueError(f"{name!r} must be numbers, but has dtype {column.values.dtype}")
         if column.per_seed and column.values.shape[0] != seeds:
             raise ValueError(f"{name!r} must have {seeds} seeds, but has {column.values.shape[0]}")
-        clash = {name, *column.dims} & set(reserved)
+        if name in KEPT or name != name.strip() or set(name) & set("/\\\0") or name.startswith((".", "__")) or name in ("", "zarr.json"):
+            raise ValueError(f"{name!r} cannot be the name of a variable of the result: a store keeps it for itself, or cannot have it")
+        clash = {name, *column.dims} & {*reserved, *KEPT - {"seed"}}
         if clash:
-            raise ValueError(f"{', '.join(sorted(clash))} is an axis of the grid, so {name!r} of the result must be called otherwise")
+            raise ValueError(f"{', '.join(sorted(clash))} is an axis of the sweep, so {name!r} of the result must be called otherwise")
     return columns
 
 

@@ -170,7 +170,12 @@ class Store:
         for name, labels in {**self.axes, "seed": np.arange(*self.seeds)}.items():
             words = labels.dtype == object
             array = root.create_array(
-                name, shape=labels.shape, chunks=labels.shape, dtype="string" if words else labels.dtype, dimension_names=(name,)
+                name,
+                shape=labels.shape,
+                chunks=labels.shape,
+                dtype="string" if words else labels.dtype,
+                compressors=_compressors(),
+                dimension_names=(name,),
             )
             array[...] = labels
         for name, one in schema.items():
@@ -190,7 +195,14 @@ class Store:
             extra = (self.chunks,) if name == "chunk_seconds" else ()
             dtype = "string" if name == "error" else "float64" if name == "chunk_seconds" else "int64"
             dims = (*grid, "chunk") if extra else grid
-            root.create_array(name, shape=(*self.shape, *extra), dtype=dtype, dimension_names=dims, chunks=(*self.shape, *extra))
+            root.create_array(
+                name,
+                shape=(*self.shape, *extra),
+                dtype=dtype,
+                compressors=_compressors(),
+                dimension_names=dims,
+                chunks=(*self.shape, *extra),
+            )
         return {name: value.to_bytes() for name, value in files.items()}
 
     def record_path(self, cell: int, chunk: int) -> Path:
@@ -214,7 +226,7 @@ class Store:
         where = slice(start, min(start + self.chunk, count))
         files = {}
         for name, column in columns.items():
-            if column.per_seed or chunk == 0:
+            if column.values.size and (column.per_seed or chunk == 0):
                 place = ((*index, where) if column.per_seed else index, (*index, *((chunk,) if column.per_seed else ())))
                 file = self._write(stored_name(name, self.schema[name]), place, column.values)
                 files[file] = digest((self.path / file).read_bytes())
@@ -227,8 +239,9 @@ class Store:
         region, key = place
         for attempt in range(2):
             try:
-                array = zarr.open_array(self.path / name, mode="r+", config={"write_empty_chunks": True})
-                array[region] = values
+                with zarr.config.set({"array.write_empty_chunks": True}):  # also numbers that are all NaN are a file with a checksum
+                    array = zarr.open_array(self.path / name, mode="r+")
+                    array[region] = values
                 return f"{name}/{array.metadata.encode_chunk_key((*key, *(0 for _ in range(array.ndim - len(key)))))}"
             except FileNotFoundError as error:
                 if attempt:
@@ -278,7 +291,8 @@ class Store:
                 if all(np.array_equal(row, rows[0]) for row in rows):
                     shape = rows[0].shape
                     shared = zarr.create_array(
-                        self.path / name, shape=shape, dtype=rows[0].dtype, chunks=shape, dimension_names=(name,), attributes=one["attrs"], overwrite=True
+                        self.path / name, shape=shape, dtype=rows[0].dtype, chunks=shape, compressors=_compressors(), dimension_names=(name,),
+                        attributes=one["attrs"], overwrite=True
                     )  # fmt: skip
                     shared[...] = rows[0]
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -115,8 +116,9 @@ class Sweep:
             raise ValueError(
                 f"the experiment cannot be called with keys and {', '.join(self.grid.names) or 'nothing else'}: {error}"
             ) from error
-        except ValueError:
-            return  # a callable without a signature
+        except ValueError as error:  # a callable without a signature, or arguments fixed that it does not have
+            if isinstance(self.experiment, functools.partial):
+                raise ValueError(f"the experiment cannot be called with {', '.join(self.experiment.keywords)}: {error}") from error
 
     @property
     def tasks(self) -> list[Task]:
@@ -136,7 +138,8 @@ class Sweep:
             "experiment": self.name,
             "code": fingerprint(self.experiment),
             "config": self.config,
-            "grid": [[axis.name, axis.described()] for axis in self.grid.axes],  # in order
+            "grid": [[axis.name, axis.labels] for axis in self.grid.axes],  # in order
+            "objects": {axis.name: {label: fingerprint(value) for label, value in axis.named.items()} for axis in self.grid.axes},
             "seeds": list(self.seeds),
             "root": self.root,
             "chunk": self.chunk,

@@ -1,0 +1,86 @@
+"""The predictor-corrector against what is known of it, here and on Diffrax's own terms; two-point increments: their moments, and what they are for."""
+
+import diffrax as dfx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import network, rms, slope, small_problem
+
+import sgfbias as sgf
+from sgfbias.core.brownian import fair_signs
+
+PROBLEM = small_problem()
+LAST = sgf.Record(times=2)
+
+
+def end(flow, steps, **options):
+    return sgf.simulate(flow, network(0.3), PROBLEM, keys=sgf.seeds(0, 64), steps=steps, record=LAST, **options).final
+
+
+def test_without_noise_it_is_of_second_order():
+    """Heun's method: against the adaptive flow the error falls as dt squared, Euler's as dt."""
+    exact = sgf.simulate(sgf.GradientFlow(), network(0.3), PROBLEM, t1=2.0, record=LAST).final["beta"]
+    widths = np.array([0.1, 0.05, 0.025])
+    for solver, expected in ((sgf.PredictorCorrector(), 2), (dfx.Euler(), 1)):
+        errors = []
+        for dt in widths:
+            flow = sgf.StochasticGradientFlow(0.05, sgf.NoNoise(), dt=dt)
+            runs = sgf.simulate(flow, network(0.3), PROBLEM, keys=sgf.seeds(0, 1), steps=round(2 / dt), solver=solver, record=LAST)
+            errors.append(rms(runs.final["beta"][0] - exact))
+        assert slope(widths, errors) == pytest.approx(expected, abs=0.15)
+
+
+@pytest.mark.parametrize("coordinates", ["mirror", "weights"])
+def test_on_one_path_it_tends_to_the_ito_flow_and_is_nearer_than_euler(coordinates):
+    fine = 0.05 / 16
+
+    def error(solver, dt):
+        flow = sgf.StochasticGradientFlow(0.05, dt=dt, brownian_dt=fine)
+        return rms(end(flow, round(3.2 / dt), solver=solver, coordinates=coordinates)["beta"] - reference)
+
+    reference = end(sgf.StochasticGradientFlow(0.05, dt=fine), round(3.2 / fine))["beta"]  # Euler in mirror coordinates, which is Itô's
+    widths = np.array([0.2, 0.1, 0.05])
+    errors = {type(s).__name__: [error(s, dt) for dt in widths] for s in (sgf.PredictorCorrector(), dfx.Euler())}
+    assert slope(widths, errors["PredictorCorrector"]) > 0.4
+    assert (np.array(errors["PredictorCorrector"]) < np.array(errors["Euler"])).all()
+
+
+def test_it_is_a_solver_for_any_terms():
+    """Geometric Brownian motion by Diffrax alone, drift and diffusion as a MultiTerm: the mean grows by the scheme's own factor."""
+
+    def solve(key):
+        path = dfx.UnsafeBrownianPath((), key)
+        terms = dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: 0.3 * y, path))
+        return dfx.diffeqsolve(terms, sgf.PredictorCorrector(), 0.0, 1.0, 0.1, 1.0, adjoint=dfx.DirectAdjoint()).ys[-1]
+
+    ends = jax.vmap(solve)(jax.random.split(jax.random.key(0), 4000))
+    step = 1 + 0.1 + 0.1**2 / 2  # the noise has mean 0 in predictor and corrector
+    assert abs(float(ends.mean()) - step**10) < 4.5 * float(ends.std()) / np.sqrt(4000)
+
+
+def test_fair_signs_are_signs_and_fair():
+    signs = np.asarray(jax.vmap(lambda k: fair_signs(k, (5, 9), jnp.float64))(jax.random.split(jax.random.key(1), 4000)))
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    flat = signs.reshape(4000, -1)
+    assert np.abs(flat.mean(axis=0)).max() < 4.5 / np.sqrt(4000)
+    covariance = flat.T @ flat / 4000 - np.eye(45)
+    assert np.abs(covariance).max() < 5 / np.sqrt(4000)
+
+
+def test_two_point_increments_keep_the_statistics_and_refuse_a_path():
+    """Mean and variance of the loss integral over seeds agree with Gaussian increments of the same width; seeds, chunks and neighbours as ever."""
+    keys, found = sgf.seeds(0, 2048), {}
+    for increments in ("gaussian", "two-point"):
+        flow = sgf.StochasticGradientFlow(0.05, dt=0.025, increments=increments)
+        found[increments] = np.asarray(sgf.simulate(flow, network(0.3), PROBLEM, keys=keys, steps=200, record=LAST).final["loss_integral"])
+    a, b = found.values()
+    assert abs(a.mean() - b.mean()) < 4.5 * np.hypot(a.std(), b.std()) / np.sqrt(2048)
+    assert np.log(a.var() / b.var()) == pytest.approx(0, abs=0.25)
+    flow = sgf.StochasticGradientFlow(0.05, dt=0.025, increments="two-point")
+    alone = sgf.simulate(flow, network(0.3), PROBLEM, keys=sgf.seeds(7, 9), steps=200, record=LAST, chunk=33).final["loss_integral"]
+    np.testing.assert_array_equal(alone, b[7:9])
+    with pytest.raises(ValueError, match="two-point increments are those of no Brownian path"):
+        sgf.StochasticGradientFlow(0.05, increments="two-point", brownian_dt=0.01)
+    with pytest.raises(ValueError, match="must be 'gaussian' or 'two-point'"):
+        sgf.StochasticGradientFlow(0.05, increments="three-point")
