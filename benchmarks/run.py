@@ -1,7 +1,8 @@
 """Measure what the project promises about time and memory; results go to benchmarks/results/ with hardware and versions.
 
 python benchmarks/run.py            # every measurement, each in a process of its own
-python benchmarks/run.py NAME ...   # some: main_job, landed, against_scan, flow_step, gradients, sweep, import_time
+python benchmarks/run.py NAME ...   # some: main_job, landed, against_scan, flow_step, gradients, sweep,
+                                      # import_time, step_cost, strong_error
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from peers import step_cost, strong_error
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -351,7 +354,7 @@ def import_time() -> dict:
     return {"added_seconds": statistics.median(runs), "target": {"added_seconds": 0.3}}
 
 
-MEASUREMENTS = {f.__name__: f for f in (main_job, landed, against_scan, flow_step, gradients, sweep, import_time)}
+MEASUREMENTS = {f.__name__: f for f in (main_job, landed, against_scan, flow_step, gradients, sweep, import_time, step_cost, strong_error)}
 
 
 def main() -> None:

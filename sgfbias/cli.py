@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sgfbias.cli_sweep import StatusCommand, SweepCommand, run_status, run_sweep, show_sweep
+from sgfbias.cli_sweep import EXIT_INTERRUPTED, StatusCommand, SweepCommand, run_status, run_sweep, show_sweep
 from sgfbias.studies import STUDIES, study_named
 
 EXIT_CLAIM_FAILED = 1
@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status: 0; 1 if a claim that must hold fails, or a cell of a sweep; 2 for bad input; 74 if a
     sweep's store cannot be written, 75 if it was asked to stop."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    from sgfbias.ensemble.drive import SweepInterrupted
     from sgfbias.ensemble.store import StoreError
 
     command = _parse(arguments)
@@ -71,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             return run_status(command)
         name, config, output = command
         return _run(name, config, output)
+    except SweepInterrupted as error:
+        print(f"sgfbias: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (ValueError, OSError, StoreError) as error:
         if getattr(command[2] if isinstance(command, tuple) else command, "verbose", False):
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,21 +84,16 @@ def run_sweep(command: SweepCommand) -> int:
         if command.dry_run:
             plan = sweep.plan(target, workers=command.workers)
             print(json.dumps(plan._asdict(), indent=1) if command.format == "json" else plan)
-            return 0
+            return EXIT_CELL_FAILED if plan.error else 0
         talk = not command.quiet and command.format == "table"
         if talk:
             print(sweep)
         try:
             with _executor(command) as executor:
-                sweep.run(target, executor=executor, share=share, retry_failed=command.retry_failed, progress=talk)
+                sweep.work(target, executor=executor, share=share, retry_failed=command.retry_failed, progress=talk)
         except (StoreError, SweepInterrupted) as error:
-            if not (target / "ledger" / "sweep.json").is_file() or isinstance(error, SweepInterrupted) or command.quiet:
-                print(f"sgfbias: {error}", file=sys.stderr)
-                return EXIT_INTERRUPTED if isinstance(error, SweepInterrupted) else EXIT_STORE
-            state = status(target)
-            if state["failed"] < state["runs"]:
-                print(f"sgfbias: {error}", file=sys.stderr)
-                return EXIT_STORE
+            print(f"sgfbias: {error}", file=sys.stderr)
+            return EXIT_INTERRUPTED if isinstance(error, SweepInterrupted) else EXIT_STORE
     state = status(target)
     if command.format == "json":
         print(json.dumps({**state, "store": str(target)}, indent=1))
@@ -140,10 +136,7 @@ def show_sweep(store: Path, picture: Path | None, format: str, verbose: bool) ->
     rows = {name: cells_of(dataset, name) for name in names}
     if format == "json":
         print(
-            json.dumps(
-                {"status": state, "variables": {n: [c._asdict() for c in cells] for n, cells in rows.items()}, "picture": str(picture)},
-                indent=1,
-            )
+            _json({"status": state, "variables": {n: [c._asdict() for c in cells] for n, cells in rows.items()}, "picture": str(picture)})
         )
         return 0
     _print_status(state, every=False)
@@ -163,7 +156,7 @@ def show_sweep(store: Path, picture: Path | None, format: str, verbose: bool) ->
         console.print(table)
         if len(cells) > ROWS and not verbose:
             print(f"  {len(cells) - ROWS} more cells: --verbose")
-    print(f"picture {picture}" if names else "no variable has one number per seed, so there is no table and no picture")
+    print(f"picture {picture}" if names else "no variable has one floating-point number per seed, so there is no table and no picture")
     return 0
 
 
@@ -197,6 +190,19 @@ def _print_status(state: dict[str, Any], *, every: bool) -> None:
         print(f"{left} more cells: --verbose")
 
 
+def _json(value: Any) -> str:
+    """JSON, with null for numbers that are not finite."""
+
+    def known(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {k: known(w) for k, w in v.items()}
+        if isinstance(v, list | tuple):
+            return [known(w) for w in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    return json.dumps(known(value), indent=1)
+
+
 def _words(point: dict[str, Any]) -> str:
     return ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in point.items()) or "the only one"
 
@@ -222,20 +228,8 @@ def _executor(command: SweepCommand) -> Iterator[Any]:
         with Client(command.dask) as client:
             yield client.get_executor()
     elif command.workers > 1:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
+        from sgfbias.ensemble.pool import processes
 
-        # Not forked: a fork would take JAX's threads along in an unknown state.
-        pools: list[ProcessPoolExecutor] = []
-
-        def make() -> ProcessPoolExecutor:
-            pools.append(ProcessPoolExecutor(command.workers, mp_context=multiprocessing.get_context("spawn")))
-            return pools[-1]
-
-        try:
-            yield make
-        finally:
-            for pool in pools:
-                pool.shutdown(wait=True, cancel_futures=True)
+        yield processes(command.workers)
     else:
         yield None

@@ -27,9 +27,11 @@ from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.problem import SparseRegression
 from sgfbias.diagonal.selection import select_many
 from sgfbias.diagonal.stepsize import find_step_size
+from sgfbias.ensemble.drive import SweepInterrupted
 from sgfbias.ensemble.sweep import Sweep
 
 LAST = Record(times=2)
+NOT_OF_A_CELL = ("seeds", "alpha_low", "alpha_high", "levels")  # how the study lays out its cells
 QUIET = 100  # times less noise, in the control
 
 
@@ -99,15 +101,23 @@ def _selected(runs: Trajectory, problem: SparseRegression) -> np.ndarray:
     return np.where(bad, np.nan, jax.vmap(problem.validation_error)(beta))
 
 
+def check_cell(config: AlphaSweepConfig) -> None:
+    """Refuse a config that a single cell cannot have.
+
+    **Raises:** `ValueError` naming the value.
+    """
+    config.check()
+    if config.step_size == "auto":
+        raise ValueError("a single cell needs a number as its step_size: find one by sgfbias.diagonal.stepsize.find_step_size")
+
+
 def cell(config: AlphaSweepConfig, keys: Array) -> dict[str, np.ndarray]:
     """One alpha on some seeds: errors of the solutions that SGD (after half of its iterations, and all) and the flow select, with the flow's
     landing estimate, and the flow with a hundredth of the noise; how SGD and the flow ended.
 
     **Raises:** `ValueError` for values that make no sense, or a step size that is not a number.
     """
-    config.check()
-    if config.step_size == "auto":
-        raise ValueError("a single cell needs a number as its step_size: find one by sgfbias.diagonal.stepsize.find_step_size")
+    check_cell(config)
     gamma = float(config.step_size)
     with jax.enable_x64(True):
         problem, network = _drawn(config)
@@ -148,9 +158,14 @@ def run(config: AlphaSweepConfig, *, say: Callable[[str], None] = lambda line: N
         sweep = Sweep(sys.modules[__name__], {"alpha": alphas}, seeds=config.seeds, config=dataclasses.replace(config, step_size=gamma))
         say(f"gamma = {gamma:.3g}; {sweep}")
         with tempfile.TemporaryDirectory() as folder:
-            stored = sweep.run(
-                Path(folder) / "alphas.zarr", progress=lambda state: say(f"  {state['chunks_done']} of {state['chunks']} chunks")
-            )
+            try:
+                stored = sweep.run(
+                    Path(folder) / "alphas.zarr", progress=lambda state: say(f"  {state['chunks_done']} of {state['chunks']} chunks")
+                )
+            except SweepInterrupted as error:
+                raise SweepInterrupted(
+                    'stopped when asked to; a study keeps nothing: `sgfbias sweep` with study = "alpha-sweep" does'
+                ) from error
             stored = stored.load()
         failed = [str(error) for error in stored["error"].values if error]
         if failed:

@@ -67,7 +67,7 @@ def read(
             raise ValueError(f"`{key}` in {path} must be a table, [{key}]")
     axes = {axis: parse_values(values) if isinstance(values, str) else values for axis, values in content.get("grid", {}).items()}
     axes |= {axis: parse_values(values) for axis, values in map(_split, grid)}
-    config = content.get("config", {}) | {key: parse_values(value)[0] for key, value in map(_split, settings)}
+    config = content.get("config", {}) | {key: _setting(value) for key, value in map(_split, settings)}
     precision = content.get("precision", "float64")
     if precision not in ("float32", "float64"):
         raise ValueError(f"`precision` in {path} must be float32 or float64, but is {precision!r}")
@@ -81,6 +81,8 @@ def read(
         function = find(content["function"], path.parent)
         return Sweep(functools.partial(function, **config) if config else function, axes, name=content["function"], **options)
 
+    if "name" not in content and (not path.stem or path.stem.startswith(".")):
+        raise ValueError(f"{path} needs a `name` for its store, as its own begins with a dot")
     return SweepFile(inside(content.get("name", path.stem)), precision, make)
 
 
@@ -107,14 +109,25 @@ def find(where: str, folder: Path) -> Any:
         sys.path.insert(0, here)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
         raise ValueError(
             f"the function {where!r} cannot be found: {error}; expected {module}.py beside the sweep, or an installed module"
         ) from error
+    except Exception as error:
+        raise ValueError(f"the module {module!r} cannot be imported: {type(error).__name__}: {error}") from error
+    function = getattr(found, name, None)
+    if function is None:
+        raise ValueError(f"the function {where!r} cannot be found: there is no {name!r} in {found.__file__}")
     if not callable(function):
         raise ValueError(f"{where!r} must be a function (keys, **point), but is {type(function).__name__}")
     return function
+
+
+def _setting(text: str) -> Any:
+    """One value as it is, several as a list."""
+    values = parse_values(text)
+    return values[0] if len(values) == 1 and not text.strip().startswith("[") and "(" not in text else values
 
 
 def _split(text: str) -> tuple[str, str]:

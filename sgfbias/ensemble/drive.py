@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pickle
 import secrets
 import signal
 import socket
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sgfbias.ensemble.outcome import DIFFERS
 from sgfbias.ensemble.store import StoreError, write_json
 from sgfbias.ensemble.work import Job, Report, Task, execute, settle
 
@@ -62,8 +64,8 @@ class Drive:
         self.factory = executor if callable(executor) and not hasattr(executor, "submit") else None
         self.executor = None if self.factory else executor
         self.in_flight, self.progress = in_flight, progress
-        self.stop, self.failed_cells = threading.Event(), {}  # type: ignore[var-annotated]
-        self.tally, self._beat = Tally(0), float("-inf")
+        self.stop = threading.Event()
+        self.tally, self._beat, self._counted = Tally(0), float("-inf"), (float("-inf"), 0)
 
     def run(self, *, retry_failed: bool = False) -> None:
         """Do all that is missing of this process's share, check it, and complete the store if nothing is missing of any share."""
@@ -88,26 +90,35 @@ class Drive:
                         f"chunks of {self.store.path} keep being damaged while the sweep runs: something else writes there, or the disk fails"
                     )
         if self.store.schema is not None and not self._missing(self.sweep.tasks, quick=True):
+            self._refuse_differing()
             self.store.summarise()
         self.log("end", done=self.tally.chunks_done, failed=self.tally.failed, diverged=self.tally.diverged)
 
     def _missing(self, tasks: list[Task], *, retry_failed: bool = False, quick: bool = False) -> list[Task]:
         """Tasks without a whole record whose files are as they were written. `quick`: files are not looked at."""
         records = self.store.records()
-        self.failed_cells = {}
 
         def settled(task: Task) -> bool:
             record = records.get((task.cell, task.chunk))
-            if record is None or record["sweep"] != self.store.identity:
+            if record is None:
                 return False
             if record["state"] == "failed":
-                if not retry_failed:
-                    self.failed_cells[task.cell] = record["error"]
                 return not retry_failed
             return quick or self.store.is_whole(record)
 
-        missing = [task for task in tasks if not settled(task)]
-        return missing
+        return [task for task in tasks if not settled(task)]
+
+    def _refuse_differing(self) -> None:
+        """Mark cells whose chunks do not agree on what has no seed axis: the first chunk's would depend on the size of chunks."""
+        kept: dict[int, set[str]] = {}
+        records = self.store.records()
+        for (cell, _), record in records.items():
+            if record["state"] == "done":
+                kept.setdefault(cell, set()).add(record["shared"])
+        for (cell, chunk), record in records.items():
+            if record["state"] == "done" and len(kept[cell]) > 1:
+                self.store.keep(cell, chunk, {**record, "state": "failed", "error": f"ValueError: {DIFFERS}", "states": {}, "diverged": 0})
+                self.log("failed", cell=cell, chunk=chunk, point=self.sweep.grid.name(cell), error=DIFFERS)
 
     def _begin(self, mine: list[Task], missing: list[Task]) -> None:
         runs = sum(t.stop - t.start for t in mine)
@@ -127,8 +138,9 @@ class Drive:
             self._probe(queue, show)
         if self.executor is None and self.factory is None:
             while queue:
-                self._heed(queue)
-                self._account(self._do(queue.pop()), show)
+                self._heed()
+                self._announce(queue[-1:])
+                self._account(execute(self.job, queue.pop()), show)
             return
         self._spread(queue, show)
 
@@ -136,15 +148,12 @@ class Drive:
         """The first task that does not fail says what the variables are."""
         probing = self.job._replace(probe=True)
         while queue and self.store.schema is None:
-            self._heed(queue)
+            self._heed()
             task = queue.pop()
-            if task.cell in self.failed_cells:
-                self._account(self._do(task), show)
-                continue
             self._announce([task])
             report = execute(probing, task) if self.executor is None and self.factory is None else self._elsewhere(probing, task)
             if report.state == "probed":
-                self.store.use(self.store.describe(report.columns), keep=True)
+                self.store.agree(self.store.describe(report.columns))
                 report = settle(self.job, task, report.columns, report.states, report.seconds, "")
             self._account(report, show)
 
@@ -156,28 +165,25 @@ class Drive:
                 return self._pool().submit(execute, job, task).result()
             except StoreError:
                 raise
-            except Exception as error:
+            except (Exception, KeyboardInterrupt, cf.CancelledError) as error:
+                self._heed()
                 self._lost(task, attempt + 1, error)
         raise AssertionError
 
-    def _lost(self, task: Task, times: int, error: Exception) -> None:
+    def _lost(self, task: Task, times: int, error: BaseException) -> None:
         """A worker is gone with its task: note it, and give up if that is not the first time."""
         self.log("lost", cell=task.cell, chunk=task.chunk, error=f"{type(error).__name__}: {error}")
         if isinstance(error, cf.BrokenExecutor):
             self._broken(error)
+        if isinstance(error, pickle.PicklingError) or "pickle" in str(error).lower():
+            raise StoreError(
+                f"the experiment cannot be sent to workers ({error}): define it at the top level of a module that they can import too"
+            ) from error
         if times >= LOST:
             raise StoreError(
                 f"the chunk with {self.sweep.grid.name(task.cell)}, seeds {task.start}:{task.stop} lost its worker {LOST} times "
                 f"({type(error).__name__}: {error}); what is done is kept: give workers more memory, or a smaller `chunk`"
             ) from error
-
-    def _do(self, task: Task) -> Report:
-        """A task in this process; if its cell has failed already, its failure."""
-        if task.cell in self.failed_cells:
-            error = self.failed_cells[task.cell]
-            return settle(self.job, task, {}, {}, 0.0, error)
-        self._announce([task])
-        return execute(self.job, task)
 
     def _spread(self, queue: list[Task], show: Any) -> None:
         """Tasks to an executor, a window of them at a time; one whose worker is lost is given out again."""
@@ -190,39 +196,37 @@ class Drive:
                     future.cancel()
             while queue and len(flying) < self._window():
                 task = queue.pop()
-                if task.cell in self.failed_cells:
-                    self._account(self._do(task), show)
-                else:
-                    try:
-                        flying[self._pool().submit(execute, self.job, task)] = task
-                    except cf.BrokenExecutor as error:
-                        queue.append(task)
-                        self._broken(error)
+                try:
+                    flying[self._pool().submit(execute, self.job, task)] = task
+                except cf.BrokenExecutor as error:
+                    queue.append(task)
+                    self._broken(error)
             self._announce(flying.values())
             finished, _ = cf.wait(flying, timeout=0.5, return_when=cf.FIRST_COMPLETED)
             for future in finished:
                 task = flying.pop(future)
                 if future.cancelled() and self.stop.is_set():
                     continue
-                try:
+                try:  # a worker may have been interrupted along with this process
                     self._account(future.result(), show)
                 except StoreError:
                     for other in flying:
                         other.cancel()
                     raise
-                except Exception as error:
+                except (Exception, KeyboardInterrupt, cf.CancelledError) as error:
+                    if self.stop.is_set():
+                        continue
                     lost[task.cell, task.chunk] += 1
                     self._lost(task, lost[task.cell, task.chunk], error)
                     queue.append(task)
-        if self.stop.is_set():
-            self._heed([])
+        self._heed()
 
     def _pool(self) -> Any:
         if self.executor is None and self.factory is not None:
             self.executor = self.factory()
         return self.executor
 
-    def _broken(self, error: Exception) -> None:
+    def _broken(self, error: BaseException) -> None:
         if self.factory is None:
             raise StoreError(
                 f"the pool of workers is broken ({error}); what is done is kept: run the sweep again to go on, or give `executor` a function that "
@@ -233,8 +237,14 @@ class Drive:
     def _window(self) -> int:
         if self.in_flight is not None:
             return self.in_flight
-        workers = getattr(self._pool(), "_max_workers", None) or os.cpu_count() or 1
-        return 2 * int(workers)
+        pool = self._pool()
+        workers = getattr(pool, "_max_workers", None) or getattr(pool, "num_workers", None)
+        client = getattr(pool, "_client", None)
+        if workers is None and client is not None and hasattr(client, "ncores"):  # of Dask; workers come and go
+            if time.monotonic() - self._counted[0] > 10:
+                self._counted = time.monotonic(), sum(client.ncores().values())
+            workers = self._counted[1]
+        return 2 * max(int(workers or os.cpu_count() or 1), 1)
 
     def _account(self, report: Report, show: Any) -> None:
         """Take a report in."""
@@ -245,14 +255,12 @@ class Drive:
         self.tally.diverged += report.diverged
         if report.state == "failed":
             self.tally.failed += runs
-            if task.cell not in self.failed_cells:
-                self.log("failed", cell=task.cell, point=self.sweep.grid.name(task.cell), error=report.error)
-            self.failed_cells.setdefault(task.cell, report.error)
+            self.log("failed", cell=task.cell, chunk=task.chunk, point=self.sweep.grid.name(task.cell), error=report.error)
         else:
             self.log("chunk", cell=task.cell, chunk=task.chunk, seconds=round(report.seconds, 4), states=report.states)
         show(self.tally.shown())
 
-    def _heed(self, queue: list[Task]) -> None:
+    def _heed(self) -> None:
         """Stop here if asked to."""
         if self.stop.is_set():
             self.log("interrupted", left=self.tally.chunks - self.tally.chunks_done)
@@ -269,14 +277,18 @@ class Drive:
 
         def ask(number: int, frame: Any) -> None:
             if self.stop.is_set():
-                raise SweepInterrupted(
-                    "stopped at once: chunks in flight are abandoned, what is done is kept; run the same command again to go on"
-                )
+                raise KeyboardInterrupt  # not an Exception: it is not the experiment's, and no failure of its cell
             self.stop.set()
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
+        except KeyboardInterrupt as error:
+            if not self.stop.is_set():
+                raise
+            raise SweepInterrupted(
+                "stopped at once: chunks in flight are abandoned, what is done is kept; run the same command again to go on"
+            ) from error
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -294,7 +306,10 @@ class Drive:
             return
         self._beat = time.monotonic()
         who = {"session": self.session, "host": socket.gethostname(), "pid": os.getpid(), "share": list(self.share)}
-        write_json(self.store.ledger / "session.json", {**who, "cells": sorted({task.cell for task in tasks}), "time": time.time()})
+        write_json(
+            self.store.ledger / f"session-{self.share[0]}-of-{self.share[1]}.json",
+            {**who, "cells": sorted({task.cell for task in tasks}), "time": time.time()},
+        )
 
     def log(self, event: str, **fields: Any) -> None:
         """One line of JSON in the store's log."""

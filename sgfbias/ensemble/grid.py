@@ -45,6 +45,9 @@ class Axis:
                 raise ValueError(f"values of axis {name!r} must be finite, but one is {label}")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError(f"axis {name!r} has a value twice: {self.labels}")
+        if not isinstance(values, Mapping) and any(isinstance(label, float) for label in self.labels):
+            numbers = all(isinstance(label, int | float) and not isinstance(label, bool) for label in self.labels)
+            self.labels = self.values = [float(v) for v in self.labels] if numbers else self.labels  # 0 beside 0.5 is 0.0
         if len({isinstance(label, str) for label in self.labels}) > 1:
             raise ValueError(f"values of axis {name!r} must be all numbers or all words, but are {self.labels}")
         self.name = name
@@ -124,6 +127,8 @@ def parse_values(text: str) -> Any:
 def _literal(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
+    if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        raise ValueError(f"values must be finite, but one is {text}")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,13 +17,21 @@ from sgfbias.ensemble.grid import KEPT
 FILLS = {"f": np.nan, "i": -1, "u": 0, "b": False, "c": np.nan}
 
 
+DIFFERS = (
+    "what the experiment returns without a dimension `seed` differs between seeds of one cell: give it that dimension, or compute it from the "
+    "finished sweep"
+)
+
+
 class Column(NamedTuple):
-    """A variable: dimensions after those of the grid, values, units and the like, and whether it has a seed axis (then its first)."""
+    """A variable: dimensions after those of the grid, values, units and the like, whether it has a seed axis (then its first), and the words that
+    label its other dimensions, if any."""
 
     dims: tuple[str, ...]
     values: np.ndarray
     attrs: dict[str, str]
     per_seed: bool
+    labels: dict[str, list[str]] = {}  # noqa: RUF012
 
 
 def as_columns(result: Any, seeds: int, *, reserved: tuple[str, ...] = ()) -> dict[str, Column]:
@@ -48,6 +57,8 @@ def as_columns(result: Any, seeds: int, *, reserved: tuple[str, ...] = ()) -> di
         )
     if not any(column.per_seed for column in columns.values()):
         raise ValueError("an experiment must return at least one variable with a value per seed, but returned none")
+    for name in [n for n, c in columns.items() if not c.per_seed and f"cell_{n}" in columns]:
+        raise ValueError(f"the result has both {name!r}, a value per cell, and 'cell_{name}', which is what the store calls it: rename one")
     for name, column in columns.items():
         if column.values.dtype.kind not in FILLS:
             raise ValueError(f"{name!r} must be numbers, but has dtype {column.values.dtype}")
@@ -63,23 +74,35 @@ def as_columns(result: Any, seeds: int, *, reserved: tuple[str, ...] = ()) -> di
 
 def _of_dataset(dataset: Any) -> dict[str, Column]:
     columns = {}
+    words = {str(n): [str(w) for w in v.values] for n, v in dataset.variables.items() if v.dims == (n,) and v.dtype.kind in "OUST"}
     for name, variable in dataset.variables.items():
-        if name in ("seed", "key"):
+        if name in ("seed", "key") or name in words:
             continue  # the sweep has its own seeds, and a key follows from its seed
         per_seed = "seed" in variable.dims
         if per_seed:
             variable = variable.transpose("seed", ...)
-        elif variable.dims == (name,) and variable.dtype.kind in "OUST":
-            continue  # labels of an axis
         attrs = {str(k): str(v) for k, v in variable.attrs.items()}
-        columns[str(name)] = Column(tuple(map(str, variable.dims)), np.asarray(variable.values), attrs, per_seed)
+        dims = tuple(map(str, variable.dims))
+        columns[str(name)] = Column(dims, np.asarray(variable.values), attrs, per_seed, {d: words[d] for d in dims if d in words})
     return columns
 
 
+def shared_digest(columns: Mapping[str, Column]) -> str:
+    """Of what has no seed axis, and so must be the same for all seeds of a cell."""
+    kept = [(name, column.values.tobytes()) for name, column in sorted(columns.items()) if not column.per_seed]
+    return hashlib.blake2b(repr(kept).encode(), digest_size=12).hexdigest()
+
+
 def seed_states(columns: Mapping[str, Column]) -> dict[str, int]:
-    """How many seeds ended how: from a variable `status` (see `Status`), else whether all numbers of a seed are finite."""
+    """How many seeds ended how: from the `status` of a `Trajectory`, else whether all numbers of a seed are finite."""
     status = columns.get("status")
-    if status is not None and status.per_seed and status.values.ndim == 1 and status.values.dtype.kind in "iu":
+    if (
+        status is not None
+        and "meaning" in status.attrs
+        and status.per_seed
+        and status.values.ndim == 1
+        and status.values.dtype.kind in "iu"
+    ):
         counts = np.bincount(status.values.clip(0, len(STATUS_WORDS) - 1), minlength=len(STATUS_WORDS))
         return {word: int(count) for word, count in zip(STATUS_WORDS, counts, strict=True) if count}
     finite = np.ones(next(c.values.shape[0] for c in columns.values() if c.per_seed), bool)
@@ -107,6 +130,8 @@ def run_seeds(
             raise
     half = max(keys.shape[0] // 2 // tile, 1) * tile
     parts = [run_seeds(experiment, point, part, reserved=reserved) for part in (keys[:half], keys[half:])]
+    if shared_digest(parts[0]) != shared_digest(parts[1]):
+        raise ValueError(DIFFERS)
 
     def join(name: str) -> Column:
         first, second = (part[name] for part in parts)

@@ -62,7 +62,7 @@ def measure(sweep: Any, path: str | Path | None, workers: int) -> Plan:
         changed = differences(there["spec"], store.spec)
         if changed:
             raise ValueError(f"{store.path} is of a sweep that differs:\n  " + "\n  ".join(changed))
-        done = len(store.records())
+        done = sum(record["state"] == "done" for record in store.records().values())
     tasks = sweep.tasks
     first, error, spans, size, extra = tasks[0], "", [], 0, 0
     count = first.stop - first.start
@@ -76,7 +76,7 @@ def measure(sweep: Any, path: str | Path | None, workers: int) -> Plan:
         spans.append(time.perf_counter() - began)
         size, extra = nbytes(columns)
     runs = sweep.grid.cells * (sweep.seeds[1] - sweep.seeds[0])
-    cold, warm = (spans[0], spans[1]) if len(spans) == 2 else (float("nan"), float("nan"))
+    cold, warm = (spans[0], spans[1]) if len(spans) == 2 else (0.0, 0.0)
     left = len(tasks) - done
     device = jax.local_devices()[0]
     return Plan(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sgfbias.ensemble.bar import in_words
-from sgfbias.ensemble.store import LEDGER, StoreError, is_locked, read_json, read_records, stored_name, summary, whole
+from sgfbias.ensemble.store import LEDGER, StoreError, identity_of, is_locked, read_json, read_records, stored_name, summary, whole
 
 
 def is_sweep(path: str | Path) -> bool:
@@ -26,25 +26,46 @@ def _spec(path: Path) -> dict[str, Any]:
     return stored["spec"]
 
 
+def _records(path: Path, spec: dict[str, Any]) -> dict[tuple[int, int], dict[str, Any]]:
+    """Whole records of the sweep that the store says it is, and of no other."""
+    identity = identity_of(spec)
+    return {place: record for place, record in read_records(path).items() if record["sweep"] == identity}
+
+
+def _checked(path: Path, files: set[str]) -> Any:
+    """The store to read from: a file that the ledger knows and that is gone is an error, where zarr would fill in numbers."""
+    from zarr.storage import LocalStore, WrapperStore
+
+    class Checked(WrapperStore[LocalStore]):
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            value = await super().get(key, prototype, byte_range)
+            if value is None and key in files:
+                raise StoreError(f"{path / key} is gone: run the same sweep again to mend it")
+            return value
+
+    return Checked(LocalStore(path, read_only=True))
+
+
 def open_sweep(path: str | Path) -> Any:
     """The store of a sweep, finished or not, as an `xarray.Dataset` that reads only what is asked of it; every read is checked.
 
-    What is missing is NaN (-1 for integers). A coordinate that is the same in all cells is one of the Dataset's; one that differs, such as the flow
+    What is not done yet, or failed, is NaN (-1 for integers, 0 for unsigned ones, False). A coordinate that is the same in all cells is one of the Dataset's; one that differs, such as the flow
     times of several step sizes, stays a variable `cell_...` with the dimensions of the grid.
 
     **Raises:** `StoreError` if there is no sweep, or nothing of it is done yet.
     """
     import xarray as xr
 
-    path = Path(path)
+    path = Path(path).absolute()
     spec = _spec(path)
+    records = _records(path, spec)
     if not (path / "zarr.json").is_file():
-        errors = [record["error"] for record in read_records(path).values() if record["state"] == "failed"]
+        errors = [record["error"] for record in records.values() if record["state"] == "failed"]
         why = f"every cell that was tried failed, the first with {errors[0]}" if errors else "nothing is done yet"
         raise StoreError(f"there is nothing in the sweep {path}: {why}; see `sgfbias status`")
-    dataset = xr.open_zarr(path, consolidated=False, chunks=None)
+    files = {name for record in records.values() for name in record["files"]}
+    dataset = xr.open_zarr(_checked(path, files), consolidated=False, chunks=None)
     shape = tuple(len(values) for _, values in spec["grid"])
-    records = read_records(path)
     chunks = -(-(spec["seeds"][1] - spec["seeds"][0]) // spec["chunk"])
     counts = summary(records, shape, chunks)
     dataset = dataset.assign({name: (dataset[name].dims, values) for name, values in counts.items() if name in dataset})
@@ -66,21 +87,28 @@ def status(path: str | Path) -> dict[str, Any]:
     **Raises:** `StoreError` if there is no sweep.
     """
     path = Path(path)
-    spec, records = _spec(path), read_records(path)
+    spec = _spec(path)
+    records = _records(path, spec)
     shape = tuple(len(values) for _, values in spec["grid"])
     first, last = spec["seeds"]
     chunks = -(-(last - first) // spec["chunk"])
     counts = {name: values.reshape(-1) for name, values in summary(records, shape, chunks).items() if name != "chunk_seconds"}
     cells, runs = int(np.prod(shape)), last - first
-    session = read_json(path / LEDGER / "session.json")
+    sessions = [s for s in map(read_json, sorted((path / LEDGER).glob("session-*.json"))) if s is not None]
     running = is_locked(path)
-    mine = [r for r in records.values() if session is not None and r["session"] == session["session"]]
+    if sessions and not running:
+        sessions = [max(sessions, key=lambda s: s["time"])]
+    elif running:
+        sessions = [s for s in sessions if is_locked(path, s["share"])]
     settled = int((counts["runs_done"] + counts["runs_failed"]).sum())
     rate = None
-    if mine:
-        began = min(r["finished"] - r["seconds"] for r in mine)
-        until = time.time() if running else max(r["finished"] for r in mine)
-        rate = sum(r["stop"] - r["start"] for r in mine) / max(until - began, 1e-9)
+    for session in sessions:
+        mine = [r for r in records.values() if r["session"] == session["session"]]
+        if mine:
+            began = min(r["finished"] - r["seconds"] for r in mine)
+            until = time.time() if running else max(r["finished"] for r in mine)
+            rate = (rate or 0) + sum(r["stop"] - r["start"] for r in mine) / max(until - began, 1e-9)
+    at_work = {cell for session in sessions for cell in session["cells"]} if running else set()
     return {
         "experiment": spec["experiment"],
         "cells": [
@@ -92,7 +120,7 @@ def status(path: str | Path) -> dict[str, Any]:
                 "done": int(counts["runs_done"][cell]),
                 "failed": int(counts["runs_failed"][cell]),
                 "diverged": int(counts["runs_diverged"][cell]),
-                "running": running and session is not None and cell in session["cells"],
+                "running": cell in at_work,
                 "error": str(counts["error"][cell]),
             }
             for cell in range(cells)
@@ -102,7 +130,7 @@ def status(path: str | Path) -> dict[str, Any]:
         "failed": int(counts["runs_failed"].sum()),
         "diverged": int(counts["runs_diverged"].sum()),
         "running": running,
-        "by": None if session is None or not running else f"process {session['pid']} on {session['host']}",
+        "by": ", ".join(f"process {s['pid']} on {s['host']}" for s in sessions) if running else "",
         "rate": rate,
         "seconds_left": None if rate is None else (runs * cells - settled) / rate,
     }

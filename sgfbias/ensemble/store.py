@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ def digest(data: bytes) -> str:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a file in one piece: at any moment it is the old one or the new one."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside = path.parent / LEDGER  # if there is one: what a killed process leaves in the root would be taken for a member of it
+    part = (aside if aside.is_dir() else path.parent) / f"{path.name}.{secrets.token_hex(8)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
@@ -59,9 +61,14 @@ def refused(path: Path, error: OSError) -> StoreError:
     )
 
 
+def canonical(body: Any) -> str:
+    """JSON in one form: 1 and 1.0 differ, NaN equals itself."""
+    return json.dumps(body, sort_keys=True)
+
+
 def write_json(path: Path, body: Any) -> None:
     """JSON with a checksum of itself."""
-    text = json.dumps(body, sort_keys=True)
+    text = canonical(body)
     write_whole(path, json.dumps({"check": digest(text.encode()), "body": body}, sort_keys=True).encode())
 
 
@@ -69,10 +76,15 @@ def read_json(path: Path) -> Any:
     """What `write_json` wrote; None if there is nothing whole."""
     try:
         stored = json.loads(path.read_bytes())
-        text = json.dumps(stored["body"], sort_keys=True)
+        text = canonical(stored["body"])
         return stored["body"] if stored["check"] == digest(text.encode()) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def identity_of(spec: dict[str, Any]) -> str:
+    """A sweep's name for its own records."""
+    return digest(canonical(spec).encode())
 
 
 class Store:
@@ -82,7 +94,7 @@ class Store:
         self.path, self.spec, self.axes, self.seeds, self.chunk = Path(path), spec, axes, seeds, chunk
         self.shape = tuple(len(values) for values in axes.values())
         self.chunks = -(-(seeds[1] - seeds[0]) // chunk)
-        self.identity = digest(json.dumps(spec, sort_keys=True).encode())
+        self.identity = identity_of(spec)
         self.schema: dict[str, Any] | None = None
         self._layout: dict[str, bytes] = {}
 
@@ -98,7 +110,7 @@ class Store:
         """
         there = read_json(self.ledger / "sweep.json")
         if there is None:
-            foreign = [record for record in self.records().values() if record["sweep"] != self.identity]
+            foreign = [record for record in read_records(self.path).values() if record["sweep"] != self.identity]
             if foreign:
                 raise StoreError(f"{self.path} holds chunks of another sweep, and what it was is lost; choose another output, or delete it")
             self.provenance = provenance
@@ -125,15 +137,35 @@ class Store:
                 "dtype": c.values.dtype.str,
                 "attrs": c.attrs,
                 "per_seed": c.per_seed,
+                "labels": c.labels,
             }
             for name, c in columns.items()
         }
 
-    def use(self, schema: dict[str, Any], *, keep: bool = False) -> None:
-        """Take this schema for the store's; `keep`: and write it down."""
+    def use(self, schema: dict[str, Any]) -> None:
+        """Take this schema for the store's."""
         self.schema, self._layout = schema, self._arrays(schema)
-        if keep:
-            write_json(self.ledger / "schema.json", schema)
+
+    def agree(self, schema: dict[str, Any]) -> None:
+        """Settle what the variables are: of processes that share the work the first one says, and the others' chunks must fit."""
+        try:
+            with (self.ledger / "schema.lock").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                there = read_json(self.ledger / "schema.json")
+                if there is None:
+                    write_json(self.ledger / "schema.json", schema)
+        except OSError as error:
+            raise refused(self.ledger / "schema.json", error) from error
+        self.use(schema if there is None else there)
+        self.restore()
+
+    def check(self) -> None:
+        """Before anything is written: what describes the sweep is mended if it is gone.
+
+        **Raises:** `StoreError` if another sweep has taken the store's place.
+        """
+        there = read_json(self.ledger / "sweep.json")
+        if there is None or canonical(there["spec"]) != canonical(self.spec):
             self.restore()
 
     def restore(self) -> None:
@@ -142,18 +174,30 @@ class Store:
         **Raises:** `StoreError` if another sweep has taken the store's place.
         """
         there = read_json(self.ledger / "sweep.json")
-        if there is not None and there["spec"] != self.spec:
+        if there is not None and canonical(there["spec"]) != canonical(self.spec):
             raise StoreError(
                 f"{self.path} has become another sweep's while this one ran: nothing more is written there; choose another output"
             )
+        known = read_json(self.ledger / "schema.json")
+        if known is not None and self.schema is not None and canonical(known) != canonical(self.schema):
+            raise StoreError(
+                f"{self.path} has been given other variables while this sweep ran: nothing more is written there; run it again"
+            )
         if there is None:
             write_json(self.ledger / "sweep.json", {"spec": self.spec, "provenance": self.provenance})
-        if self.schema is not None and read_json(self.ledger / "schema.json") != self.schema:
+        if self.schema is not None and known is None:
             write_json(self.ledger / "schema.json", self.schema)
-        for name, data in self._layout.items():
-            file = self.path / name
-            if not file.is_file() or file.read_bytes() != data:
-                write_whole(file, data)
+        for name in sorted(self._layout, key=lambda name: name == "zarr.json"):  # the root last: with it there is something to open
+            self._mend(name)
+
+    def _mend(self, name: str) -> None:
+        """Write a file that describes the store again, if it is not as it was."""
+        try:
+            found = (self.path / name).read_bytes()
+        except OSError:
+            found = None
+        if found != self._layout[name]:
+            write_whole(self.path / name, self._layout[name])
 
     def _arrays(self, schema: dict[str, Any]) -> dict[str, bytes]:
         """The files of a store without results: made in memory, so that they are written, checked and mended one by one."""
@@ -162,12 +206,15 @@ class Store:
 
         files: dict[str, Any] = {}
         memory = MemoryStore(files)
-        attrs = {**self.provenance, "sweep": json.dumps(self.spec, sort_keys=True)}
+        floats = [np.dtype(one["dtype"]) for one in schema.values() if np.dtype(one["dtype"]).kind == "f"]
+        precision = {"precision": max(floats, key=lambda dtype: dtype.itemsize).name} if floats else {}
+        attrs = {**self.provenance, **precision, "sweep": json.dumps(self.spec, sort_keys=True)}
         root = zarr.create_group(memory, zarr_format=3, attributes=attrs)
         root.create_group(LEDGER)
         grid, per_cell = tuple(self.axes), (1,) * len(self.shape)
         count = self.seeds[1] - self.seeds[0]
-        for name, labels in {**self.axes, "seed": np.arange(*self.seeds)}.items():
+        inner = {dim: np.array(labels, dtype=object) for one in schema.values() for dim, labels in one["labels"].items()}
+        for name, labels in {**inner, **self.axes, "seed": np.arange(*self.seeds)}.items():
             words = labels.dtype == object
             array = root.create_array(
                 name,
@@ -205,6 +252,15 @@ class Store:
             )
         return {name: value.to_bytes() for name, value in files.items()}
 
+    def _is_there(self, name: str, values: np.ndarray) -> bool:
+        """Whether a shared coordinate is written already: readers need not see it replaced."""
+        import zarr
+
+        try:
+            return np.array_equal(zarr.open_array(self.path / name, mode="r")[...], values)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
     def record_path(self, cell: int, chunk: int) -> Path:
         """File of a chunk's record."""
         return self.ledger / "records" / f"{cell}-{chunk}.json"
@@ -222,6 +278,7 @@ class Store:
                 f"the result differs in kind from that of the first cell: {wrong[0]!r} is {_shapes(found.get(wrong[0]))} here and "
                 f"{_shapes(self.schema.get(wrong[0]))} there; record at a fixed number of times, and return the same variables everywhere"
             )
+        self.check()
         start, count = chunk * self.chunk, self.seeds[1] - self.seeds[0]
         where = slice(start, min(start + self.chunk, count))
         files = {}
@@ -229,7 +286,10 @@ class Store:
             if column.values.size and (column.per_seed or chunk == 0):
                 place = ((*index, where) if column.per_seed else index, (*index, *((chunk,) if column.per_seed else ())))
                 file = self._write(stored_name(name, self.schema[name]), place, column.values)
-                files[file] = digest((self.path / file).read_bytes())
+                try:
+                    files[file] = digest((self.path / file).read_bytes())
+                except OSError as error:
+                    raise refused(self.path / file, error) from error
         return files
 
     def _write(self, name: str, place: tuple[Any, tuple[int, ...]], values: np.ndarray) -> str:
@@ -238,6 +298,7 @@ class Store:
 
         region, key = place
         for attempt in range(2):
+            self._mend(f"{name}/zarr.json")  # a damaged one could have chunks of another shape
             try:
                 with zarr.config.set({"array.write_empty_chunks": True}):  # also numbers that are all NaN are a file with a checksum
                     array = zarr.open_array(self.path / name, mode="r+")
@@ -256,16 +317,15 @@ class Store:
 
     def keep(self, cell: int, chunk: int, record: dict[str, Any]) -> None:
         """Write a chunk's record: from now on it is done."""
+        self.check()
         write_json(self.record_path(cell, chunk), {**record, "sweep": self.identity, "cell": cell, "chunk": chunk})
 
     def records(self) -> dict[tuple[int, int], dict[str, Any]]:
-        """All whole records, by (cell, chunk)."""
-        return read_records(self.path)
+        """All whole records of this sweep, by (cell, chunk)."""
+        return {place: record for place, record in read_records(self.path).items() if record["sweep"] == self.identity}
 
     def is_whole(self, record: dict[str, Any]) -> bool:
-        """Whether a record is of this sweep and its files are as they were written."""
-        if record["sweep"] != self.identity:
-            return False
+        """Whether a record's files are as they were written."""
         try:
             return all(digest((self.path / name).read_bytes()) == check for name, check in record["files"].items())
         except OSError:
@@ -288,7 +348,7 @@ class Store:
                     continue
                 stored = zarr.open_array(self.path / stored_name(name, one), mode="r")
                 rows: list[Any] = [stored[tuple(map(int, index))] for index in done]
-                if all(np.array_equal(row, rows[0]) for row in rows):
+                if all(np.array_equal(row, rows[0]) for row in rows) and not self._is_there(name, rows[0]):
                     shape = rows[0].shape
                     shared = zarr.create_array(
                         self.path / name, shape=shape, dtype=rows[0].dtype, chunks=shape, compressors=_compressors(), dimension_names=(name,),
@@ -297,6 +357,10 @@ class Store:
                     shared[...] = rows[0]
         except OSError as error:
             raise refused(self.path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.path} has been damaged while it was completed ({error}): run the same command again to mend it"
+            ) from error
 
 
 def whole(records: dict[tuple[int, int], dict[str, Any]], cell: int) -> bool:
@@ -341,11 +405,11 @@ def differences(stored: dict[str, Any], given: dict[str, Any], where: str = "") 
     lines = []
     for key in [*stored, *(k for k in given if k not in stored)]:
         a, b, name = stored.get(key), given.get(key), f"{where}{key}"
-        if key == "grid" and a is not None and b is not None and a != b and [n for n, _ in a] == [n for n, _ in b]:
+        if key == "grid" and a is not None and b is not None and [n for n, _ in a] == [n for n, _ in b]:
             a, b = dict(a), dict(b)
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{name}.")
-        elif a != b:
+        elif canonical(a) != canonical(b):
             lines.append(f"{name}: {'absent' if a is None else a} in the store, {'absent' if b is None else b} now")
     return lines
 
@@ -357,19 +421,24 @@ def locked(store: Store, share: tuple[int, int] = (0, 1)) -> Iterator[None]:
 
     **Raises:** `StoreError` if another process holds it.
     """
-    store.ledger.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         for name, mode in (("lock", fcntl.LOCK_EX if share[1] == 1 else fcntl.LOCK_SH), (f"lock-{share[0]}-of-{share[1]}", fcntl.LOCK_EX)):
-            file = stack.enter_context((store.ledger / name).open("a+"))
+            try:
+                store.ledger.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((store.ledger / name).open("a+"))
+            except OSError as error:
+                raise refused(store.ledger / name, error) from error
             try:
                 _flock(file, mode)
             except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise StoreError(f"{store.path} is on a file system without locks ({error.strerror}): choose another output") from error
                 file.seek(0)
                 raise StoreError(
                     f"{store.path} is being written by another process ({file.read().strip() or 'unknown'}): wait for it, or stop it; to let "
                     "several processes share a sweep give each its share"
                 ) from error
-            if mode == fcntl.LOCK_EX:
+            with contextlib.suppress(OSError):  # a nicety for the one that is refused
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
                 file.flush()
@@ -381,15 +450,15 @@ def _flock(file: Any, mode: int) -> None:
     for attempt in range(5):
         try:
             return fcntl.flock(file, mode | fcntl.LOCK_NB)
-        except OSError:
-            if attempt == 4:
+        except OSError as error:
+            if attempt == 4 or error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             time.sleep(0.1)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a living process writes this store."""
-    for name in (path / LEDGER).glob("lock*"):
+def is_locked(path: Path, share: tuple[int, int] | list[int] | None = None) -> bool:
+    """Whether a living process writes this store; or the one that has this share of the work."""
+    for name in (path / LEDGER).glob("lock*" if share is None else f"lock-{share[0]}-of-{share[1]}"):
         try:
             with name.open("r") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -401,7 +470,17 @@ def is_locked(path: Path) -> bool:
 
 
 def _shapes(one: dict[str, Any] | None) -> Any:
-    return None if one is None else (one["dtype"], tuple(one["dims"]), tuple(one["shape"]), "per seed" if one["per_seed"] else "per cell")
+    return (
+        None
+        if one is None
+        else (
+            one["dtype"],
+            tuple(one["dims"]),
+            tuple(one["shape"]),
+            "per seed" if one["per_seed"] else "per cell",
+            *(one["labels"].items()),
+        )
+    )
 
 
 def _compressors() -> Any:

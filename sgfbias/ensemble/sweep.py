@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import inspect
 import json
-import re
+import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sgfbias.core.provenance import attributes
 from sgfbias.core.tiles import tile_size
 from sgfbias.ensemble.drive import Drive
+from sgfbias.ensemble.fingerprint import fingerprint
 from sgfbias.ensemble.grid import Grid, parse_range
 from sgfbias.ensemble.plan import Plan, measure
 from sgfbias.ensemble.status import open_sweep
 from sgfbias.ensemble.store import Store, StoreError, locked
-from sgfbias.ensemble.work import Job, Task
+from sgfbias.ensemble.work import Job, Task, jax_config
 
 FORMAT = 1
 TILES_PER_CHUNK = 8
@@ -73,7 +72,10 @@ class Sweep:
         is_study = hasattr(experiment, "Config") and not inspect.isfunction(experiment)
         if draws is not None:
             first, last = parse_range(draws, "draws")
-            axes["problem_seed" if is_study else "draw"] = list(range(first, last))
+            draw = "problem_seed" if is_study else "draw"
+            if draw in axes:
+                raise ValueError(f"both `draws` and an axis {draw!r} of the grid are given: leave one out")
+            axes[draw] = list(range(first, last))
         self.grid, self.seeds, self.root = Grid(axes), parse_range(seeds), int(root)
         self.config: dict[str, Any] = {}
         if is_study:
@@ -100,10 +102,19 @@ class Sweep:
             )
         config = study.Config() if config is None else config
         fields = {field.name for field in dataclasses.fields(config)}
+        idle = [axis for axis in self.grid.names if axis in getattr(study, "NOT_OF_A_CELL", ())]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)} of {name} says how its own cells are laid out, so one cell does not depend on it: leave it out of the grid"
+            )
         unknown = [axis for axis in self.grid.names if axis not in fields]
         if unknown:
             raise ValueError(f"{', '.join(unknown)} is not in the config of {name}; there are {', '.join(sorted(fields))}")
-        self.config = {k: v for k, v in dataclasses.asdict(config).items() if k not in self.grid.names}
+        left_out = {*self.grid.names, *getattr(study, "NOT_OF_A_CELL", ())}
+        self.config = {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
+        if hasattr(study, "check_cell"):
+            for cell in range(min(self.grid.cells, 1000)):
+                study.check_cell(dataclasses.replace(config, **self.grid.point(cell)))
         return StudyCell(study.cell, config)
 
     def _check_arguments(self) -> None:
@@ -132,7 +143,8 @@ class Sweep:
 
     def spec(self) -> dict[str, Any]:
         """What the sweep is, as plain JSON: what a store is compared with before it is gone on with."""
-        x64 = jnp.result_type(float) == jnp.float64
+        options, known = jax_config(), json.loads(attributes({}, dtype=jnp.float32)["versions"])
+        known["python"] = ".".join(platform.python_version_tuple()[:2])
         spec = {
             "format": FORMAT,
             "experiment": self.name,
@@ -143,10 +155,12 @@ class Sweep:
             "seeds": list(self.seeds),
             "root": self.root,
             "chunk": self.chunk,
-            "precision": "float64" if x64 else "float32",
+            "precision": "float64" if options["jax_enable_x64"] else "float32",
             "platform": jax.default_backend(),
-            "prng": str(jax.random.key_impl(jax.random.key(0))),
+            "prng": options["jax_default_prng_impl"],
+            "options": {name: value for name, value in options.items() if name not in ("jax_enable_x64", "jax_default_prng_impl")},
             "jax": jax.__version__,
+            "versions": {name: version for name, version in known.items() if name not in ("jax", "numpy")},
         }
         return json.loads(json.dumps(spec, default=str))
 
@@ -188,12 +202,34 @@ class Sweep:
         - `progress`: True for a bar, or a function of a dictionary with counts, rate and time left.
 
         **Returns:** an `xarray.Dataset` that reads from the store what is asked of it, with dimensions of the grid, `seed`, and the variables'
-        own. `runs_done`, `runs_diverged`, `runs_failed` and `error` tell how each cell fared; a failed cell's values are NaN (-1 for integers).
+        own; None for a share that found nothing to do before the first chunk was there. `runs_done`, `runs_diverged`, `runs_failed` and `error` tell how each cell fared; values of failed chunks, and of a share's
+        sweep that others still work on, are NaN (-1 for integers, 0 for unsigned ones, False).
 
         **Raises:** `StoreError` if the store is another sweep's (with the differences), in use, or cannot be written; `SweepInterrupted`.
         """
         if share is None and jax.process_count() > 1:
             share = (jax.process_index(), jax.process_count())
+        store = self.work(path, executor=executor, in_flight=in_flight, share=share, retry_failed=retry_failed, progress=progress)
+        shared = share is not None or jax.process_count() > 1
+        return None if shared and store.schema is None else open_sweep(store.path)
+
+    def work(
+        self,
+        path: str | Path,
+        *,
+        executor: Any = None,
+        in_flight: int | None = None,
+        share: tuple[int, int] | None = None,
+        retry_failed: bool = False,
+        progress: Any = False,
+    ) -> Store:
+        """As `run`, without opening what was done."""
+        if "://" in str(path):
+            raise ValueError(f"`path` must be a folder that this machine sees, but is {str(path)!r}")
+        if in_flight is not None and (isinstance(in_flight, bool) or not isinstance(in_flight, int) or in_flight < 1):
+            raise ValueError(f"`in_flight` must be a whole number >= 1, but is {in_flight!r}")
+        if executor is not None and not hasattr(executor, "submit") and not callable(executor):
+            raise ValueError(f"`executor` must have a `submit`, or be a function that makes one that has, but is {executor!r}")
         share = (0, 1) if share is None else (int(share[0]), int(share[1]))
         if not 0 <= share[0] < share[1]:
             raise ValueError(f"`share` must be (index, count) with 0 <= index < count, but is {share}")
@@ -202,47 +238,13 @@ class Sweep:
             raise StoreError(f"{store.path} exists and is not the store of a sweep, so it is left alone; choose another output")
         with locked(store, share):
             config = {"experiment": self.name, "config": self.config, "grid": self.spec()["grid"], "seeds": list(self.seeds)}
-            dtype = jnp.result_type(float)
-            store.claim(attributes(config, dtype=dtype, keys=jax.random.key(0)))
-            job = Job(self.experiment, store, self.root, dtype == jnp.float64, session="")
+            provenance = attributes(config, dtype=jnp.result_type(float), keys=jax.random.key(0))
+            store.claim(provenance)
+            job = Job(self.experiment, store, self.root, jax_config(), session="", revision=provenance["revision"])
             Drive(self, job, executor, in_flight, share, progress).run(retry_failed=retry_failed)
-        return open_sweep(path)
+        return store
 
     def __repr__(self) -> str:
         axes = " x ".join(f"{axis.name} {len(axis.values)}" for axis in self.grid.axes) or "one cell"
         count = self.seeds[1] - self.seeds[0]
         return f"Sweep({self.name}: {axes} x seeds {self.seeds[0]}:{self.seeds[1]}, {self.grid.cells * count:,} runs in {len(self.tasks):,} chunks)"
-
-
-def fingerprint(experiment: Any) -> str:
-    """Of a function's source, defaults and what it has closed over; modules it calls are not looked into."""
-    parts = hashlib.blake2b(digest_size=8)
-    _feed(parts, experiment, set())
-    return parts.hexdigest()
-
-
-def _feed(parts: Any, value: Any, seen: set[int]) -> None:
-    if id(value) in seen:
-        return
-    if isinstance(value, StudyCell):
-        value = value.cell
-    if hasattr(value, "func") and hasattr(value, "keywords"):  # functools.partial
-        seen.add(id(value))
-        for part in (value.func, *value.args, *(item for pair in sorted(value.keywords.items()) for item in pair)):
-            _feed(parts, part, seen)
-    elif inspect.isfunction(value):
-        seen.add(id(value))
-        try:
-            parts.update(inspect.getsource(value).encode())
-        except OSError:
-            parts.update(value.__code__.co_code)
-        for cell in value.__closure__ or ():
-            _feed(parts, cell.cell_contents, seen)
-        for default in (*(value.__defaults__ or ()), *sorted((value.__kwdefaults__ or {}).items())):
-            _feed(parts, default, seen)
-    else:
-        for leaf in jax.tree.leaves(value):
-            if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                leaf = jax.random.key_data(leaf)
-            array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
-            parts.update(np.asarray(leaf).tobytes() if array else re.sub(r"0x[0-9a-f]+", "", repr(leaf)).encode())

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sgfbias.core.brownian import seeds
-from sgfbias.ensemble.outcome import Column, diverged, run_seeds, seed_states
-from sgfbias.ensemble.store import Store
+from sgfbias.ensemble.outcome import Column, diverged, run_seeds, seed_states, shared_digest
+from sgfbias.ensemble.store import Store, StoreError
 
 
 class Task(NamedTuple):
@@ -33,8 +35,9 @@ class Job(NamedTuple):
     experiment: Callable[..., Any]
     store: Store
     root: int
-    x64: bool
+    jax_config: Mapping[str, Any]
     session: str
+    revision: str = ""
     probe: bool = False  # return the columns instead of writing them: the store does not know its variables yet
 
 
@@ -50,6 +53,29 @@ class Report(NamedTuple):
     columns: dict[str, Column] | None
 
 
+JAX_OPTIONS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+
+
+def jax_config() -> dict[str, Any]:
+    """The options of jax that numbers depend on, as they are in this process and thread."""
+    return {name: getattr(jax.config, name) for name in JAX_OPTIONS} | {"jax_enable_x64": jnp.result_type(float) == jnp.float64}
+
+
+@contextlib.contextmanager
+def as_configured(config: Mapping[str, Any]) -> Iterator[None]:
+    """The same options for a while: another process starts with jax's own."""
+    before = {name: getattr(jax.config, name) for name in JAX_OPTIONS[1:]}
+    changed = {name: config[name] for name in before if before[name] != config[name]}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    try:
+        with jax.enable_x64(config["jax_enable_x64"]):
+            yield
+    finally:
+        for name in changed:
+            jax.config.update(name, before[name])
+
+
 def execute(job: Job, task: Task) -> Report:
     """Do a task. An experiment that raises is a result, "failed"; a store that cannot be written is not, and raises.
 
@@ -58,12 +84,18 @@ def execute(job: Job, task: Task) -> Report:
     began = time.perf_counter()
     columns: dict[str, Column] = {}
     states, error = {}, ""
-    with jax.enable_x64(job.x64):
+    with as_configured(job.jax_config):
+        here = {"platform": jax.default_backend(), "jax": jax.__version__}
+        there = {name: job.store.spec[name] for name in here}
+        if here != there:
+            raise StoreError(
+                f"a worker has {here}, but the sweep is of {there}: what differs there may differ in the numbers, so it takes no part"
+            )
         try:
             keys = seeds(task.start, task.stop, root=job.root)
             columns = run_seeds(job.experiment, task.point, keys, reserved=tuple(job.store.axes))
             states = seed_states(columns)
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             error = f"{type(problem).__name__}: {problem}"
     seconds = time.perf_counter() - began
     if not error and job.probe:
@@ -96,6 +128,8 @@ def settle(job: Job, task: Task, columns: dict[str, Column], states: dict[str, i
             "seconds": seconds,
             "finished": time.time(),
             "session": job.session,
+            "shared": "" if error else shared_digest(columns),
+            "revision": job.revision,
             "worker": f"{socket.gethostname()}:{os.getpid()}",
             "device": f"{device.platform}: {device.device_kind}",
         },

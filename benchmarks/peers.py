@@ -1,0 +1,281 @@
+"""The flow of the main problem by every contender: cost of a step side by side, and time to a strong error.
+
+All take the same steps of the same equation (mean-loss noise, n = 40, d = 100); each is written as its own users would write it well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+GAMMA, ALPHA, SEEDS, STEPS = 0.02, 0.1, 256, 2000
+
+
+def _interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, in turns; the first turn compiles and is left out."""
+    import jax
+
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            if repeat:
+                times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
+    """By name: a function that runs the flow, how many seeds, and how many steps of them."""
+    import diffrax as dfx
+    import jax
+    import jax.numpy as jnp
+    import lineax as lx
+    import numpy as np
+
+    import sgfbias as sgf
+
+    problem = sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5, dtype=jnp.dtype(dtype))
+    network = sgf.DiagonalNetwork.init(alpha=ALPHA, d=100, dtype=jnp.dtype(dtype))
+    X, y, n, d = problem.X, problem.y, 40, 100
+    keys, last = sgf.seeds(0, SEEDS), sgf.Record(times=2)
+    start = jnp.full(d, ALPHA, X.dtype)
+    scale, root = 2 / n * jnp.sqrt(jnp.asarray(GAMMA, X.dtype)), jnp.sqrt(jnp.asarray(GAMMA, X.dtype))
+
+    def direction(w, dB, dt):
+        """`X^T (-r dt / n + 2 sqrt(gamma L / n) dB)`, in one pass over the data, for w = (w_+, w_-)."""
+        r = (w[0] ** 2 - w[1] ** 2) @ X.T - y
+        loss = jnp.mean(r**2, axis=-1, keepdims=True) / 4
+        return (-r * (dt / n) + scale * jnp.sqrt(n * loss) * dB) @ X
+
+    @jax.jit
+    def scan(keys):
+        def one(key):
+            def step(w, k):
+                z = jax.random.normal(jax.random.fold_in(key, k), (n,), jnp.float32)  # cheaper than float64, and random enough
+                move = direction(w, z.astype(X.dtype) * root, GAMMA)
+                return (w[0] * (1 + move), w[1] * (1 - move)), None
+
+            return jax.lax.scan(step, (start, start), jnp.arange(STEPS))[0]
+
+        return jax.vmap(one)(keys)
+
+    def diffrax_in_w(path, steps):
+        def split(w):
+            return w[:d], w[d:]
+
+        def drift(t, w, args):
+            plus, minus = split(w)
+            move = direction((plus, minus), jnp.zeros(n, X.dtype), 1.0)
+            return jnp.concatenate([plus * move, -minus * move])
+
+        def diffusion(t, w, args):
+            plus, minus = split(w)
+            size = scale * jnp.sqrt(jnp.sum(((plus**2 - minus**2) @ X.T - y) ** 2) / 4)
+
+            def times(dB):
+                move = size * (dB @ X)
+                return jnp.concatenate([plus * move, -minus * move])
+
+            return lx.FunctionLinearOperator(times, jax.ShapeDtypeStruct((n,), X.dtype))
+
+        def one(key):
+            control = dfx.ControlTerm(diffusion, path(key, steps))
+            terms = dfx.MultiTerm(dfx.ODETerm(drift), control)
+            return dfx.diffeqsolve(
+                terms,
+                dfx.Euler(),
+                0.0,
+                steps * GAMMA,
+                GAMMA,
+                jnp.concatenate([start, start]),
+                max_steps=steps + 8,
+                adjoint=dfx.ForwardMode(),
+            ).ys
+
+        return jax.jit(jax.vmap(one))
+
+    def unsafe(key, steps):
+        return dfx.UnsafeBrownianPath(jax.ShapeDtypeStruct((n,), X.dtype), key)
+
+    def tree(key, steps):
+        return dfx.VirtualBrownianTree(0.0, steps * GAMMA, GAMMA / 2, jax.ShapeDtypeStruct((n,), X.dtype), key)
+
+    def numpy_loop(seeds, steps):
+        rng, A, b = np.random.default_rng(0), np.asarray(X), np.asarray(y)
+        shape = (seeds, d) if seeds > 1 else (d,)
+        plus, minus = np.full(shape, ALPHA, A.dtype), np.full(shape, ALPHA, A.dtype)
+        for _ in range(steps):
+            r = (plus**2 - minus**2) @ A.T - b
+            loss = np.mean(r**2, axis=-1, keepdims=True) / 4
+            dB = rng.standard_normal(r.shape, A.dtype) * A.dtype.type(GAMMA**0.5)
+            move = (-r * (GAMMA / n) + 2 * np.sqrt(GAMMA * loss / n) * dB) @ A
+            plus, minus = plus * (1 + move), minus * (1 - move)
+        return plus
+
+    @jax.jit
+    def products(v):
+        def step(v, _):
+            return (v @ X.T) @ (X * 1e-3), None
+
+        return jax.lax.scan(step, v, None, length=STEPS)[0]
+
+    def ours(coordinates, solver=None, increments="gaussian"):
+        flow = sgf.StochasticGradientFlow(GAMMA, increments=increments)
+        return lambda: sgf.simulate(
+            flow, network, problem, keys=keys, steps=STEPS, coordinates=coordinates, solver=solver, record=last
+        ).final["beta"]
+
+    few = STEPS // 20
+    slow, fast = diffrax_in_w(tree, few), diffrax_in_w(unsafe, STEPS)
+    block = jnp.ones((SEEDS, d), X.dtype)
+    runs = {
+        "floor: the two matrix products": (lambda: products(block), SEEDS, STEPS),
+        "NumPy in w, one seed": (lambda: numpy_loop(1, STEPS), 1, STEPS),
+        "NumPy in w, all seeds": (lambda: numpy_loop(SEEDS, STEPS // 4), SEEDS, STEPS // 4),
+        "Diffrax in w, VirtualBrownianTree": (lambda: slow(keys), SEEDS, few),
+        "Diffrax in w, UnsafeBrownianPath": (lambda: fast(keys), SEEDS, STEPS),
+        "lax.scan in w": (lambda: scan(keys), SEEDS, STEPS),
+        "sgfbias, weights": (ours("weights"), SEEDS, STEPS),
+        "sgfbias, log": (ours("log"), SEEDS, STEPS),
+        "sgfbias, mirror": (ours("mirror"), SEEDS, STEPS),
+        "sgfbias, mirror, two-point": (ours("mirror", increments="two-point"), SEEDS, STEPS),
+        "sgfbias, mirror, predictor-corrector": (ours("mirror", sgf.PredictorCorrector()), SEEDS, STEPS),
+        "sgfbias, mirror, predictor-corrector, two-point": (ours("mirror", sgf.PredictorCorrector(), "two-point"), SEEDS, STEPS),
+    }
+    with contextlib.suppress(ImportError):  # an extra: pip install torch torchsde
+        runs["torchsde in w, plain randn"] = (_torchsde(np.asarray(X), np.asarray(y), few), SEEDS, few)
+    return runs
+
+
+def _torchsde(X: Any, y: Any, steps: int) -> Callable[[], Any]:
+    import numpy as np
+    import torch
+    import torchsde
+
+    torch.set_num_threads(2)
+    A, b = torch.tensor(np.array(X)), torch.tensor(np.array(y))
+    n, d = A.shape
+
+    class Flow(torch.nn.Module):
+        noise_type, sde_type = "general", "ito"
+
+        def f(self, t, w):
+            plus, minus = w[:, :d], w[:, d:]
+            move = -(((plus**2 - minus**2) @ A.T - b) / n) @ A
+            return torch.cat([plus * move, -minus * move], 1)
+
+        def g_prod(self, t, w, v):
+            plus, minus = w[:, :d], w[:, d:]
+            r = (plus**2 - minus**2) @ A.T - b
+            move = (2 * torch.sqrt(GAMMA * (r**2).mean(1, keepdim=True) / 4 / n) * v) @ A
+            return torch.cat([plus * move, -minus * move], 1)
+
+    class Plain(torchsde.BaseBrownian):
+        dtype, device, shape, levy_area_approximation = A.dtype, A.device, (SEEDS, n), "none"
+
+        def __call__(self, ta, tb=None, return_U=False, return_A=False):
+            return torch.randn(SEEDS, n, dtype=A.dtype) * float(tb - ta) ** 0.5
+
+        def __repr__(self):
+            return "plain increments"
+
+    start, times, flow = torch.full((SEEDS, 2 * d), ALPHA, dtype=A.dtype), torch.tensor([0.0, steps * GAMMA]), Flow()
+
+    def run() -> Any:
+        with torch.no_grad():
+            return torchsde.sdeint(flow, start, times, bm=Plain(), method="euler", dt=GAMMA)[-1].numpy()
+
+    return run
+
+
+def step_cost() -> dict:
+    """Million seed-steps per second of one equation by every contender: n = 40, d = 100, 256 seeds, interleaved, medians of 5, compilation apart;
+    float32 and float64. Slow contenders run fewer steps.
+    """
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    table: dict[str, dict[str, float]] = {}
+    for dtype in ("float32", "float64"):
+        runs = contenders(dtype)
+        times = _interleaved({name: run for name, (run, _, _) in runs.items()}, 5)
+        table[dtype] = {name: seeds * steps / statistics.median(times[name]) / 1e6 for name, (_, seeds, steps) in runs.items()}
+    floor = "floor: the two matrix products"
+    return {
+        "million_seed_steps_per_second": table,
+        "of_the_floor": {dtype: {name: rate / row[floor] for name, rate in row.items()} for dtype, row in table.items()},
+        "target": {"of_the_floor": {"sgfbias, mirror, two-point": 0.45, "sgfbias, mirror": 0.3}},
+    }
+
+
+def strong_error() -> dict:
+    """Seconds to a strong RMS error of 1e-3 in beta over 64 seeds, float64, at (gamma, alpha, T) = (.02, .1, 100) and (.1, .01, 40): errors at a ladder
+    of widths on one Brownian path per seed against the predictor-corrector at the finest width, the width that meets 1e-3 from the two rungs around
+    it (or from the last two, extrapolated, where none does), times the cost of a step measured side by side.
+    """
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import diffrax as dfx
+    import jax.numpy as jnp
+    import numpy as np
+
+    import sgfbias as sgf
+
+    rates = step_cost()["million_seed_steps_per_second"]["float64"]
+    problem = sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5)
+    schemes = {
+        "Euler in w": ("weights", dfx.Euler(), (1 / 4, 1 / 8, 1 / 16, 1 / 32)),
+        "Euler, mirror": ("mirror", dfx.Euler(), (16.0, 8.0, 4.0, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)),
+        "predictor-corrector, mirror": ("mirror", sgf.PredictorCorrector(), (16.0, 8.0, 4.0, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)),
+    }
+    costs = {
+        "Diffrax in w, VirtualBrownianTree": "Euler in w",
+        "lax.scan in w": "Euler in w",
+        "NumPy in w, one seed": "Euler in w",
+        "sgfbias, mirror": "Euler, mirror",
+        "sgfbias, mirror, predictor-corrector": "predictor-corrector, mirror",
+    }
+    wanted, finest, result = 1e-3, 1 / 64, {}
+    for gamma, alpha, end in ((0.02, 0.1, 100.0), (0.1, 0.01, 40.0)):
+        network = sgf.DiagonalNetwork.init(alpha=alpha, d=100)
+
+        def solve(width, coordinates, solver, gamma=gamma, end=end, network=network):
+            flow = sgf.StochasticGradientFlow(gamma, dt=width * gamma, brownian_dt=finest * gamma)
+            steps, last = round(end / (width * gamma)), sgf.Record(times=2)
+            return sgf.simulate(
+                flow, network, problem, keys=sgf.seeds(0, 64), steps=steps, coordinates=coordinates, solver=solver, record=last
+            ).final["beta"]
+
+        exact = solve(finest, "mirror", sgf.PredictorCorrector())
+        ladders, widths = {}, {}
+        for name, (coordinates, solver, ladder) in schemes.items():
+            errors = [float(jnp.sqrt(jnp.mean(jnp.sum((solve(w, coordinates, solver) - exact) ** 2, axis=1)))) for w in ladder]
+            errors = [e if np.isfinite(e) else float("inf") for e in errors]
+            ladders[name] = dict(zip(map(str, ladder), errors, strict=True))
+            good = next((k for k, e in enumerate(errors) if e <= wanted), None)
+            upper = len(errors) - 2 if good is None else max(good - 1, 0)
+            slope = np.log(errors[upper] / errors[upper + 1]) / np.log(ladder[upper] / ladder[upper + 1])
+            slope = slope if np.isfinite(slope) else 0.5
+            anchor = upper + 1
+            widths[name] = float(min(ladder[anchor] * (wanted / errors[anchor]) ** (1 / slope), ladder[upper]))
+        seconds = {name: 64 * end / (gamma * widths[scheme]) / (rates[name] * 1e6) for name, scheme in costs.items()}
+        best = min(seconds["sgfbias, mirror"], seconds["sgfbias, mirror, predictor-corrector"])
+        result[f"gamma {gamma}, alpha {alpha}"] = {
+            "errors_by_width_over_gamma": ladders,
+            "width_over_gamma_for_1e-3": widths,
+            "seconds_for_64_seeds": seconds,
+            "times_ours": {name: value / best for name, value in seconds.items()},
+        }
+    return {
+        **result,
+        "million_seed_steps_per_second": rates,
+        "target": {
+            "gamma 0.02, alpha 0.1": {"Diffrax in w, VirtualBrownianTree": 2000, "lax.scan in w": 100},
+            "gamma 0.1, alpha 0.01": {"lax.scan in w": 30},
+        },
+    }
