@@ -113,10 +113,14 @@ def parse_values(text: str) -> Any:
             raise ValueError(f"{name!r} is not a way to space values; there are {', '.join(SPACES)}, or a list: 0.1,0.2,0.5")
         try:
             numbers = [ast.literal_eval(part.strip()) for part in inside.split(",")]
+            if name == "range" and len(range(*numbers)) > LARGEST:
+                raise ValueError(f"more than {LARGEST:,} values")
             if name in ("linspace", "geomspace", "logspace"):
                 numbers[2:] = [int(n) for n in numbers[2:]]
+                if max(numbers[2:], default=0) > LARGEST:
+                    raise ValueError(f"more than {LARGEST:,} values")
             return list(SPACES[name](*numbers))
-        except (ValueError, TypeError, SyntaxError, IndexError, ZeroDivisionError) as error:
+        except (ValueError, TypeError, SyntaxError, IndexError, ZeroDivisionError, MemoryError) as error:
             raise ValueError(f"{text!r} cannot be read as values: {error}; write for example geomspace(1e-4,1e-1,10)") from error
     parts = [part.strip() for part in text.strip("[]").split(",")]
     if not all(parts):
