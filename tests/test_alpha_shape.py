@@ -11,6 +11,8 @@ from sgfbias.diagonal.alpha_shape_claims import MOST_LOST
 
 TINY = alpha_shape.Config(tasks=8, held_out=16, n=6, d=14, sparsity=2, steps=100, alpha_low=1e-2, alpha_high=1.0, levels=4, iterations=3)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny():

@@ -115,6 +115,7 @@ def test_deep_sgd_ends_where_its_own_effective_initialisations_say():
     assert rms(middle(problem, runs, depth) - runs.final["beta"]) > 1e-4, "control"
 
 
+@pytest.mark.slow
 def test_deep_gradient_flow_from_unequal_weights():
     depth = 3
     problem, rng = small_problem(), np.random.default_rng(0)
@@ -127,6 +128,7 @@ def test_deep_gradient_flow_from_unequal_weights():
     assert rms(wrong - runs.final["beta"]) > 1e-3, "control: the signs exchanged"
 
 
+@pytest.mark.slow
 def test_gradient_flow_from_unequal_weights_at_depth_two():
     problem, rng = small_problem(), np.random.default_rng(1)
     net = sgf.DiagonalNetwork.from_weights(rng.uniform(0.1, 0.5, 25), -rng.uniform(0.1, 0.5, 25))

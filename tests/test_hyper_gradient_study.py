@@ -8,6 +8,8 @@ from helpers import failed, mutated
 
 from sgfbias.diagonal import hyper_gradient as study
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dataset():

@@ -12,6 +12,8 @@ from sgfbias.diagonal import noise_schedule as study
 
 TINY = study.Config(n=8, d=20, steps=80, pieces=4, train=16, held_out=32, iterations=4, grid=5, budget=4.0)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def dataset():
