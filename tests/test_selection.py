@@ -169,3 +169,17 @@ def test_flow_invariants_on_any_problem(noise, **case):
     u = np.stack([np.asarray(u_from(b, la)) for b, la in zip(log.final["beta"], log.final["log_alpha"], strict=True)])
     assert outside_row_space(problem.X, u).max() < 1e-8
     assert (np.asarray(log.final["log_alpha"]) <= np.log(0.3) + 1e-12).all()
+
+
+def test_beta_of_u_is_a_hyperbolic_sine_to_rounding_at_any_size_and_alpha():
+    """Against extended precision, both signs, across the seam at 1/2, from the kernel regime to alphas whose square is below any number."""
+    from sgfbias.diagonal.potential import beta_from
+
+    u = np.concatenate([[0.0], np.geomspace(1e-300, 1e-3, 50), np.linspace(0.4, 0.6, 101), np.geomspace(1, 600, 50)])
+    for log_alpha in (-300.0, -2.0, 9.0):
+        for sign in (1, -1):
+            exact = np.sinh(sign * u.astype(np.longdouble)) * 2 * np.exp(2 * np.longdouble(log_alpha))
+            inside = np.abs(exact) < 1e300
+            found = np.asarray(beta_from(jnp.full(u.shape, log_alpha), jnp.asarray(sign * u)))
+            tiny = np.abs(exact) < 1e-290  # subnormal results have fewer digits
+            np.testing.assert_allclose(found[inside & ~tiny], exact[inside & ~tiny].astype(float), rtol=3e-13 if log_alpha < -9 else 4e-15)
