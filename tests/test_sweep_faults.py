@@ -21,7 +21,7 @@ from zarr.storage import LocalStore
 
 import sgfbias as sgf
 from sgfbias import cli
-from sgfbias.ensemble import store as store_module
+from sgfbias.ensemble import lock as lock_module
 from sgfbias.ensemble.status import status
 
 CACHE = {
@@ -415,7 +415,7 @@ def test_processes_with_a_share_each_make_the_whole(tmp_path, undisturbed):
 def test_a_share_taken_twice_and_a_whole_beside_shares_are_refused(tmp_path):
     path = tmp_path / "s.zarr"
     sweep = experiments.small()
-    with store_module.locked(sweep.store(path), (0, 2)):
+    with lock_module.locked(sweep.store(path), (0, 2)):
         assert status_of_lock(path)
         with pytest.raises(sgf.StoreError, match=f"process {os.getpid()} on "):
             sweep.run(path, share=(0, 2))
@@ -423,14 +423,14 @@ def test_a_share_taken_twice_and_a_whole_beside_shares_are_refused(tmp_path):
             sweep.run(path)
         sweep.run(path, share=(1, 2), progress=False)
     assert not status_of_lock(path)
-    with store_module.locked(sweep.store(path)), pytest.raises(sgf.StoreError, match="being written"):
+    with lock_module.locked(sweep.store(path)), pytest.raises(sgf.StoreError, match="being written"):
         sweep.run(path, share=(1, 2))
     sweep.run(path)
 
 
 def status_of_lock(path):
     """Whether a sweep is said to run."""
-    return store_module.is_locked(path)
+    return lock_module.is_locked(path)
 
 
 # Cells that go wrong.
