@@ -44,7 +44,7 @@ from sgfbias.diagonal.selection import minimum_l1 as minimum_l1
 from sgfbias.diagonal.selection import minimum_l2 as minimum_l2
 from sgfbias.diagonal.selection import select as select
 from sgfbias.ensemble.drive import SweepInterrupted as SweepInterrupted
+from sgfbias.ensemble.files import StoreError as StoreError
 from sgfbias.ensemble.pool import processes as processes
 from sgfbias.ensemble.status import open_sweep as open_sweep
-from sgfbias.ensemble.store import StoreError as StoreError
 from sgfbias.ensemble.sweep import Sweep as Sweep

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     sweep's store cannot be written, 75 if it was asked to stop."""
     arguments = sys.argv[1:] if arguments is None else arguments
     from sgfbias.ensemble.drive import SweepInterrupted
-    from sgfbias.ensemble.store import StoreError
+    from sgfbias.ensemble.files import StoreError
 
     command = _parse(arguments)
     try:

@@ -71,8 +71,8 @@ def run_sweep(command: SweepCommand) -> int:
 
     from sgfbias.ensemble.config import read
     from sgfbias.ensemble.drive import SweepInterrupted
+    from sgfbias.ensemble.files import StoreError
     from sgfbias.ensemble.status import status
-    from sgfbias.ensemble.store import StoreError
 
     file = read(command.config, study_named, seeds=command.seeds, grid=command.grid, settings=command.set)
     if command.workers < 1:

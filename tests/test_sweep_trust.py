@@ -11,8 +11,8 @@ import pytest
 import xarray as xr
 
 import sgfbias as sgf
+from sgfbias.ensemble.files import StoreError
 from sgfbias.ensemble.fingerprint import fingerprint
-from sgfbias.ensemble.store import StoreError
 
 SCALE = 2.0
 

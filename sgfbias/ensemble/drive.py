@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sgfbias.ensemble.files import StoreError, write_json
 from sgfbias.ensemble.outcome import DIFFERS
-from sgfbias.ensemble.store import StoreError, write_json
 from sgfbias.ensemble.work import Job, Report, Task, execute, settle
 
 ROUNDS = 4  # times that chunks found damaged are done again

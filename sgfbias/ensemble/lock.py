@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sgfbias.ensemble.store import LEDGER, Store, StoreError, refused
+from sgfbias.ensemble.files import LEDGER, StoreError, refused
+from sgfbias.ensemble.store import Store
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ import jax
 from sgfbias.core.brownian import seeds
 from sgfbias.core.tiles import tile_size
 from sgfbias.ensemble.bar import in_words
+from sgfbias.ensemble.files import read_json
 from sgfbias.ensemble.outcome import run_seeds
-from sgfbias.ensemble.store import Store, differences, read_json
+from sgfbias.ensemble.store import Store, differences
 from sgfbias.ensemble.work import nbytes
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from sgfbias.ensemble.bar import in_words
+from sgfbias.ensemble.files import LEDGER, StoreError, read_json
 from sgfbias.ensemble.lock import is_locked
-from sgfbias.ensemble.store import LEDGER, StoreError, identity_of, read_json, read_records, stored_name, summary, whole
+from sgfbias.ensemble.store import identity_of, read_records, stored_name, summary, whole
 
 
 def is_sweep(path: str | Path) -> bool:

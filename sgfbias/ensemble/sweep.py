@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from sgfbias.core.provenance import attributes
 from sgfbias.core.tiles import tile_size
 from sgfbias.ensemble.drive import Drive
+from sgfbias.ensemble.files import StoreError
 from sgfbias.ensemble.fingerprint import fingerprint
 from sgfbias.ensemble.grid import Grid, parse_range
 from sgfbias.ensemble.lock import locked
 from sgfbias.ensemble.plan import Plan, measure
 from sgfbias.ensemble.status import open_sweep
-from sgfbias.ensemble.store import Store, StoreError
+from sgfbias.ensemble.store import Store
 from sgfbias.ensemble.work import Job, Task, jax_config
 
 FORMAT = 1

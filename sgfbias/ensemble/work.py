@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgfbias.core.brownian import seeds
+from sgfbias.ensemble.files import StoreError
 from sgfbias.ensemble.outcome import Column, diverged, run_seeds, seed_states, shared_digest
-from sgfbias.ensemble.store import Store, StoreError
+from sgfbias.ensemble.store import Store
 
 
 class Task(NamedTuple):
