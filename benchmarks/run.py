@@ -194,7 +194,7 @@ def gradients() -> dict:
     import numpy as np
 
     import sgfbias as sgf
-    from sgfbias.core.brownian import UnitStep
+    from unit_step import UnitStep
     from sgfbias.core.coordinates import coordinates_for
 
     problem, record = sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5), sgf.Record(times=2)

@@ -2,13 +2,15 @@
 
 import diffrax as dfx
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from helpers import network, rms, slope, small_problem
 
 import sgfbias as sgf
-from sgfbias.core.brownian import fair_signs
+from sgfbias.core.counter import fair_signs, normals, threefry
 
 PROBLEM = small_problem()
 LAST = sgf.Record(times=2)
@@ -60,7 +62,7 @@ def test_it_is_a_solver_for_any_terms():
 
 
 def test_fair_signs_are_signs_and_fair():
-    signs = np.asarray(jax.vmap(lambda k: fair_signs(k, (5, 9), jnp.float64))(jax.random.split(jax.random.key(1), 4000)))
+    signs = np.asarray(jax.vmap(lambda k: fair_signs(k, jnp.int32(3), (5, 9), jnp.float64))(jax.random.split(jax.random.key(1), 4000)))
     assert set(np.unique(signs)) == {-1.0, 1.0}
     flat = signs.reshape(4000, -1)
     assert np.abs(flat.mean(axis=0)).max() < 4.5 / np.sqrt(4000)
@@ -84,3 +86,34 @@ def test_two_point_increments_keep_the_statistics_and_refuse_a_path():
         sgf.StochasticGradientFlow(0.05, increments="two-point", brownian_dt=0.01)
     with pytest.raises(ValueError, match="must be 'gaussian' or 'two-point'"):
         sgf.StochasticGradientFlow(0.05, increments="three-point")
+
+
+def test_the_cipher_is_that_of_jax():
+    key = jax.random.key(11)
+    data = jax.random.key_data(key)
+    counters = jnp.arange(12, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
+    first, second = threefry((data[0], data[1]), counters[:6], counters[6:])
+    expected = jax.extend.random.threefry_2x32(data, counters)
+    assert np.array_equal(np.concatenate([first, second]), expected)
+    assert not np.array_equal(threefry((data[1], data[0]), counters[:6], counters[6:])[0], first)
+
+
+def test_normals_by_counter_are_normal_and_independent():
+    keys = sgf.seeds(0, 500)
+    draws = np.asarray(
+        jax.vmap(lambda key: jax.vmap(lambda k: normals(key, k, (7,)))(jnp.arange(40)))(keys), np.float64
+    )  # seed, step, place
+    count = draws.size
+    # Moments of a standard normal and the spread of their estimates: 1/count, 2/count, 15/count, 96/count.
+    for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(np.mean(draws**power) - expected) < 4.5 * np.sqrt(variance / count), power
+    assert scipy.stats.kstest(draws.ravel(), "norm").pvalue > 1e-4
+    for axis in range(3):  # neighbours in seed, step and place
+        a, b = np.take(draws, range(draws.shape[axis] - 1), axis), np.take(draws, range(1, draws.shape[axis]), axis)
+        assert abs(np.mean(a * b)) < 4.5 / np.sqrt(a.size)
+
+
+def test_keys_of_another_cipher_are_drawn_by_jax():
+    other = jax.random.key(3, impl="unsafe_rbg")
+    expected = jax.random.normal(jax.random.fold_in(other, 5), (4,), jnp.float32)
+    assert np.array_equal(normals(other, jnp.int32(5), (4,)), expected)

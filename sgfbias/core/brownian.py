@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -10,6 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+
+from sgfbias.core.counter import fair_signs, normals
 
 # Streams of one seed: a flow and a discrete algorithm with the same seed must be independent of each other.
 BROWNIAN_STREAM = 0x42524F57
@@ -55,7 +56,7 @@ def check_keys(keys: Any) -> Array:
 class StepBrownianPath(dfx.AbstractBrownianPath):
     """A Brownian path on the grid of solver steps, keyed by the integer step.
 
-    The increment of step k is drawn from `fold_in(key, k)`, so the path does not depend on how the run is cut into chunks. With
+    The increment of step k is drawn by the counter k, so the path does not depend on how the run is cut into chunks. With
     `substeps = m` it is the sum of m finer increments, numbers `k m, ..., k m + m - 1`: runs at dt, dt/2, dt/4, ... whose finest
     increments have one width share one path. Normals are drawn in float32 whatever the precision of the run (their grid, 2^-24 in
     probability, is far below any sampling error), so a float32 and a float64 run of one seed see the same path.
@@ -105,37 +106,9 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
         draws = []
         for j, shape in enumerate(leaves):
             stream = self.key if j == 0 else jax.random.fold_in(self.key, PART_STREAM + j)
-            draw = fair_signs if self.two_point else jax.random.normal
-            draws.append(draw(jax.random.fold_in(stream, number), shape, jnp.float32).astype(self.dtype))
+            unit = fair_signs(stream, number, shape, jnp.float32) if self.two_point else normals(stream, number, shape)
+            draws.append(unit.astype(self.dtype))
         return jax.tree.unflatten(structure, draws)
-
-
-def fair_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Independent +1 and -1, equally likely, 32 from a random word."""
-    count = math.prod(shape)
-    words = jax.random.bits(key, (-(-count // 32),), jnp.uint32)
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & jnp.uint32(1)
-    return (2 * bits.astype(dtype) - 1).reshape(-1)[:count].reshape(shape)
-
-
-class UnitStep(dfx.AbstractStepSizeController):
-    """Solver times 0, 1, 2, ... exactly.
-
-    Diffrax's `ConstantStepSize` places step k at the fraction k/m of the interval, which is off the integers in the last digit: the width
-    of a step, and so a seed's numbers, would depend on where the run was cut.
-    """
-
-    def wrap(self, direction):
-        """No direction: time runs forwards."""
-        return self
-
-    def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        """The end of the first step, and no state."""
-        return t0 + 1, None
-
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
-        """Keep every step; the next one ends one later."""
-        return True, t1, t1 + 1, False, None, dfx.RESULTS.successful
 
 
 def is_shape(node: Any) -> bool:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.brownian import UnitStep
 from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.descent import Iteration
@@ -55,41 +54,32 @@ class Engine(eqx.Module):
         return self.solver.step(terms, zero, zero + 1, y, None, solver_state, jnp.asarray(False))[0], self.observe(y)
 
     def piece(self, state: Any, key: Array | None, start: Array, length: Array, check: Array) -> Any:
-        """Run `length` steps from absolute step `start`, in step units: solver time is exact in float32."""
-        y, solver_state, *_ = state
-        terms = self.dynamics.build(self.chart, self.problem, y[0], key, start, self.solver)
-        solution = dfx.diffeqsolve(
-            terms,
-            self.solver,
-            t0=jnp.zeros((), self.problem.dtype),
-            t1=length.astype(self.problem.dtype),
-            dt0=jnp.ones((), self.problem.dtype),
-            y0=y,
-            solver_state=solver_state,
-            saveat=dfx.SaveAt(t1=True, solver_state=True),
-            stepsize_controller=UnitStep(),
-            max_steps=MAX_CHUNK,
-            throw=False,
-            adjoint=dfx.ForwardMode(),  # of this loop no derivative is asked for
-        )
-        new = (jax.tree.map(lambda leaf: leaf[-1], solution.ys), solution.solver_state)
-        return self._end(state, new, start, length, check)
+        """Run `length` steps from absolute step `start`. In step units, so that solver time is exact in float32; the loop is JAX's, since
+        Diffrax's own compiles for longer and steps no faster."""
+        take = self._taking(state, key, start)
+        return self._end(state, jax.lax.fori_loop(0, length, lambda k, now: take(now, k), state[:2]), start, length, check)
 
     def differentiable_piece(self, state: Any, key: Array | None, start: Array, length: Array, check: Array) -> Any:
         """The same by a scan of `block` steps, of which `length` are taken: differentiable in both modes, any number of times."""
-        terms = self.dynamics.build(self.chart, self.problem, state[0][0], key, start, self.solver)
+        take = self._taking(state, key, start)
 
         def step(now: Any, k: Array) -> tuple[Any, None]:
-            def take(now: Any) -> Any:
-                t = k.astype(self.problem.dtype)
-                y, _, _, solver_state, _ = self.solver.step(terms, t, t + 1, now[0], None, now[1], jnp.asarray(False))
-                return y, solver_state
-
             # The same for all seeds of a tile, so that a step not taken costs nothing.
-            return jax.lax.cond(k < length, take, lambda now: now, now), None
+            return jax.lax.cond(k < length, lambda now: take(now, k), lambda now: now, now), None
 
         new, _ = jax.lax.scan(step, state[:2], jnp.arange(self.block, dtype=jnp.int32))
         return self._end(state, new, start, length, check)
+
+    def _taking(self, state: Any, key: Array | None, start: Array) -> Callable:
+        """A function of the state and k that takes step `start + k`."""
+        terms = self.dynamics.build(self.chart, self.problem, state[0][0], key, start, self.solver)
+
+        def take(now: Any, k: Array) -> Any:
+            t = k.astype(self.problem.dtype)
+            y, _, _, solver_state, _ = self.solver.step(terms, t, t + 1, now[0], None, now[1], jnp.asarray(False))
+            return y, solver_state
+
+        return take
 
     def _end(self, state: Any, new: Any, start: Array, length: Array, check: Array) -> Any:
         """State and observables after a piece: a seed that has stopped stays where it was."""

@@ -94,7 +94,7 @@ class DiagonalWeights(_DiagonalChart):
 
     def linearise(self, position, inputs):
         plus, minus = position["plus"], position["minus"]
-        outputs = inputs @ (jnp.square(plus) - jnp.square(minus))
+        outputs = (jnp.square(plus) - jnp.square(minus)) @ inputs.T  # in this order a batch of seeds stays in rows
 
         def pull(cotangent: Array) -> Any:
             move = 2 * (cotangent @ inputs)
@@ -147,7 +147,7 @@ class LogWeights(_DiagonalChart):
             move = 2 * (cotangent @ inputs)
             return {"plus": move, "minus": -move, "slope": 2 * move}
 
-        return inputs @ beta_from((plus + minus) / 2, plus - minus), pull
+        return beta_from((plus + minus) / 2, plus - minus) @ inputs.T, pull
 
     def drift_correction(self, position, inputs, covariance):
         shrink = -2 * quadratic_variation(inputs, covariance)
@@ -215,7 +215,7 @@ class Mirror(_DiagonalChart):
 
     def linearise(self, position, inputs):
         still = jax.tree.map(jnp.zeros_like, position)
-        outputs = inputs @ beta_from(self._log_alpha(position), self._log_ratio(position))
+        outputs = beta_from(self._log_alpha(position), self._log_ratio(position)) @ inputs.T
         return outputs, lambda cotangent: {**still, "c": cotangent}
 
     def drift_correction(self, position, inputs, covariance):
