@@ -114,19 +114,20 @@ def _dual(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float)
     """Multipliers (n,) and the number of Newton steps, differentiable by the implicit function theorem."""
 
     @jax.custom_jvp
-    def solve(X: Array, y: Array, log_alpha: Array, offset: Array) -> Array:
-        return _continue(X, y, log_alpha, offset, tolerance)[0]
+    def solve(X: Array, y: Array, log_alpha: Array, offset: Array) -> tuple[Array, Array]:
+        nu, count = _continue(X, y, log_alpha, offset, tolerance)
+        return nu, count.astype(nu.dtype)
 
     @solve.defjvp
     def _(primals, tangents):
-        nu = solve(*primals)
+        nu, count = solve(*primals)
         X, _, log_alpha, offset = primals
         _, moved = jax.jvp(lambda *p: _residual(nu, *p), primals, tangents)
         H = _hessian(X, xi_from(log_alpha, 4 * (nu @ X) + offset))
-        return nu, -solve_psd(H, moved)
+        return (nu, count), (-solve_psd(H, moved), jnp.zeros_like(count))
 
-    count = jax.lax.stop_gradient(_continue(*jax.lax.stop_gradient((X, y, log_alpha, offset)), tolerance)[1])
-    return solve(X, y, log_alpha, offset), count
+    nu, count = solve(X, y, log_alpha, offset)
+    return nu, jax.lax.stop_gradient(count).astype(jnp.int32)
 
 
 def _residual(nu: Array, X: Array, y: Array, log_alpha: Array, offset: Array) -> Array:
