@@ -6,26 +6,13 @@ All take the same steps of the same equation (mean-loss noise, n = 40, d = 100);
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
+from measure import medians
+
 GAMMA, ALPHA, SEEDS, STEPS = 0.02, 0.1, 256, 2000
-
-
-def _interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, in turns; the first turn compiles and is left out."""
-    import jax
-
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(run())
-            if repeat:
-                times[name].append(time.perf_counter() - begin)
-    return times
+LONG = 5 * STEPS  # of ours: a call costs some 40 ms besides its steps, see compile_time
 
 
 def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
@@ -127,7 +114,7 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
     def ours(coordinates, solver=None, increments="gaussian"):
         flow = sgf.StochasticGradientFlow(GAMMA, increments=increments)
         return lambda: sgf.simulate(
-            flow, network, problem, keys=keys, steps=STEPS, coordinates=coordinates, solver=solver, record=last
+            flow, network, problem, keys=keys, steps=LONG, coordinates=coordinates, solver=solver, record=last
         ).final["beta"]
 
     few = STEPS // 20
@@ -148,12 +135,12 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
         "Diffrax in w, VirtualBrownianTree": (lambda: slow(keys), SEEDS, few),
         "Diffrax in w, UnsafeBrownianPath": (lambda: fast(keys), SEEDS, STEPS),
         "lax.scan in w": (lambda: scan(keys), SEEDS, STEPS),
-        "sgfbias, weights": (ours("weights"), SEEDS, STEPS),
-        "sgfbias, log": (ours("log"), SEEDS, STEPS),
-        "sgfbias, mirror": (ours("mirror"), SEEDS, STEPS),
-        "sgfbias, mirror, two-point": (ours("mirror", increments="two-point"), SEEDS, STEPS),
-        "sgfbias, mirror, predictor-corrector": (ours("mirror", sgf.PredictorCorrector()), SEEDS, STEPS),
-        "sgfbias, mirror, predictor-corrector, two-point": (ours("mirror", sgf.PredictorCorrector(), "two-point"), SEEDS, STEPS),
+        "sgfbias, weights": (ours("weights"), SEEDS, LONG),
+        "sgfbias, log": (ours("log"), SEEDS, LONG),
+        "sgfbias, mirror": (ours("mirror"), SEEDS, LONG),
+        "sgfbias, mirror, two-point": (ours("mirror", increments="two-point"), SEEDS, LONG),
+        "sgfbias, mirror, predictor-corrector": (ours("mirror", sgf.PredictorCorrector()), SEEDS, LONG),
+        "sgfbias, mirror, predictor-corrector, two-point": (ours("mirror", sgf.PredictorCorrector(), "two-point"), SEEDS, LONG),
     }
     with contextlib.suppress(ImportError):  # an extra: pip install torch torchsde
         runs["torchsde in w, plain randn"] = (_torchsde(np.asarray(X), np.asarray(y), few), SEEDS, few)
@@ -201,91 +188,24 @@ def _torchsde(X: Any, y: Any, steps: int) -> Callable[[], Any]:
     return run
 
 
+def rates(dtype: str, repeats: int = 5) -> dict[str, float]:
+    """Million seed-steps per second of every contender, in turns."""
+    runs = contenders(dtype)
+    seconds = medians({name: run for name, (run, _, _) in runs.items()}, repeats)
+    return {name: seeds * steps / seconds[name] / 1e6 for name, (_, seeds, steps) in runs.items()}
+
+
 def step_cost() -> dict:
-    """Million seed-steps per second of one equation by every contender: n = 40, d = 100, 256 seeds, interleaved, medians of 5, compilation apart;
-    float32 and float64. Slow contenders run fewer steps.
+    """Million seed-steps per second of one equation by every contender: n = 40, d = 100, 256 seeds, in turns, medians of 5, compilation apart;
+    float32 and float64. Slow contenders run fewer steps. The floor is the two matrix products of a step alone.
     """
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    table: dict[str, dict[str, float]] = {}
-    for dtype in ("float32", "float64"):
-        runs = contenders(dtype)
-        times = _interleaved({name: run for name, (run, _, _) in runs.items()}, 5)
-        table[dtype] = {name: seeds * steps / statistics.median(times[name]) / 1e6 for name, (_, seeds, steps) in runs.items()}
+    table = {dtype: rates(dtype) for dtype in ("float32", "float64")}
     floor = "floor: the two matrix products, a tile per core"
     return {
         "million_seed_steps_per_second": table,
         "of_the_floor": {dtype: {name: rate / row[floor] for name, rate in row.items()} for dtype, row in table.items()},
         "target": {"of_the_floor": {"sgfbias, mirror, two-point": 0.45, "sgfbias, mirror": 0.3}},
-    }
-
-
-def strong_error() -> dict:
-    """Seconds to a strong RMS error of 1e-3 in beta over 32 seeds, times for 64, float64, at (gamma, alpha, T) = (.02, .1, 100) and (.1, .01, 40): errors at a ladder
-    of widths on one Brownian path per seed against the predictor-corrector at the finest width, the width that meets 1e-3 from the two rungs around
-    it (or from the last two, extrapolated, where none does: the peers' steps in w), times the cost of a step measured side by side.
-    """
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    import diffrax as dfx
-    import jax.numpy as jnp
-    import numpy as np
-
-    import sgfbias as sgf
-
-    rates = step_cost()["million_seed_steps_per_second"]["float64"]
-    problem = sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5)
-    schemes = {
-        "Euler in w": ("weights", dfx.Euler(), (1 / 2, 1 / 4, 1 / 8, 1 / 16)),
-        "Euler, mirror": ("mirror", dfx.Euler(), (16.0, 8.0, 4.0, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8)),
-        "predictor-corrector, mirror": ("mirror", sgf.PredictorCorrector(), (16.0, 8.0, 4.0, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8)),
-    }
-    costs = {
-        "Diffrax in w, VirtualBrownianTree": "Euler in w",
-        "lax.scan in w": "Euler in w",
-        "lax.scan in w, a tile per core": "Euler in w",
-        "NumPy in w, one seed": "Euler in w",
-        "sgfbias, mirror": "Euler, mirror",
-        "sgfbias, mirror, predictor-corrector": "predictor-corrector, mirror",
-    }
-    wanted, finest, result = 1e-3, 1 / 32, {}
-    for gamma, alpha, end in ((0.02, 0.1, 100.0), (0.1, 0.01, 40.0)):
-        network = sgf.DiagonalNetwork.init(alpha=alpha, d=100)
-
-        def solve(width, coordinates, solver, gamma=gamma, end=end, network=network):
-            flow = sgf.StochasticGradientFlow(gamma, dt=width * gamma, brownian_dt=finest * gamma)
-            steps, last = round(end / (width * gamma)), sgf.Record(times=2)
-            return sgf.simulate(
-                flow, network, problem, keys=sgf.seeds(0, 32), steps=steps, coordinates=coordinates, solver=solver, record=last
-            ).final["beta"]
-
-        exact = solve(finest, "mirror", sgf.PredictorCorrector())
-        ladders, widths = {}, {}
-        for name, (coordinates, solver, ladder) in schemes.items():
-            errors = [float(jnp.sqrt(jnp.mean(jnp.sum((solve(w, coordinates, solver) - exact) ** 2, axis=1)))) for w in ladder]
-            errors = [e if np.isfinite(e) else float("inf") for e in errors]
-            ladders[name] = dict(zip(map(str, ladder), errors, strict=True))
-            good = next((k for k, e in enumerate(errors) if e <= wanted), None)
-            upper = len(errors) - 2 if good is None else max(good - 1, 0)
-            slope = np.log(errors[upper] / errors[upper + 1]) / np.log(ladder[upper] / ladder[upper + 1])
-            slope = slope if np.isfinite(slope) else 0.5
-            anchor = upper + 1
-            widths[name] = float(min(ladder[anchor] * (wanted / errors[anchor]) ** (1 / slope), ladder[upper]))
-        seconds = {name: 64 * end / (gamma * widths[scheme]) / (rates[name] * 1e6) for name, scheme in costs.items()}
-        best = min(seconds["sgfbias, mirror"], seconds["sgfbias, mirror, predictor-corrector"])
-        result[f"gamma {gamma}, alpha {alpha}"] = {
-            "errors_by_width_over_gamma": ladders,
-            "width_over_gamma_for_1e-3": widths,
-            "seconds_for_64_seeds": seconds,
-            "times_ours": {name: value / best for name, value in seconds.items()},
-        }
-    return {
-        **result,
-        "million_seed_steps_per_second": rates,
-        "target": {
-            "gamma 0.02, alpha 0.1": {"Diffrax in w, VirtualBrownianTree": 2000, "lax.scan in w": 100},
-            "gamma 0.1, alpha 0.01": {"lax.scan in w": 30},
-        },
     }

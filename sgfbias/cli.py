@@ -1,4 +1,4 @@
-"""The command line: `sgfbias list | run | sweep | status | show`."""
+"""The command line: `sgfbias list | run | sweep | status | show | bench`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     from sgfbias.ensemble.drive import SweepInterrupted
     from sgfbias.ensemble.files import StoreError
 
+    if arguments[:1] == ["bench"]:
+        return _bench(arguments[1:])
     command = _parse(arguments)
     try:
         if isinstance(command, List):
@@ -115,6 +117,10 @@ def _parse(arguments: list[str]) -> Any:
     def _() -> None:
         """Run a study: `sgfbias run NAME --help` shows its options."""
 
+    @app.command(name="bench")
+    def _() -> None:
+        """Measure speed beside peers, and what the project promises: `sgfbias bench --list`."""
+
     app.cli(args=arguments or ["--help"], prog="sgfbias", description=_about())
     return chosen[0]
 
@@ -144,6 +150,22 @@ def _parse_run(arguments: list[str]) -> Any:
         print(f"sgfbias: {error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from error
     return chosen[0]
+
+
+def _bench(arguments: list[str]) -> int:
+    """Hand over to the benchmarks, which lie beside the package in a checkout and inside it when installed."""
+    package = Path(__file__).parent
+    folder = next((place for place in (package.parent / "benchmarks", package / "_benchmarks") if (place / "run.py").is_file()), None)
+    if folder is None:
+        print(
+            "sgfbias: the benchmarks were not installed with this package: run `sgfbias bench` in a checkout of its repository",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
+    sys.path.insert(0, str(folder))
+    import run
+
+    return run.main(arguments if folder.name == "benchmarks" or "--out" in arguments else [*arguments, "--out", "results/bench"])
 
 
 def _about() -> str:

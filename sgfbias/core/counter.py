@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -35,7 +36,9 @@ def normals(key: Array, number: Array, shape: tuple[int, ...]) -> Array:
     """Standard normals of the step `number`, float32: by the inverse of their distribution from 24 bits each, on a grid symmetric about 0."""
     if not _is_threefry(key):
         return jax.random.normal(jax.random.fold_in(key, number), shape, jnp.float32)
-    words, _ = _blocks(key, number, shape)
+    data = jax.random.key_data(key)
+    place = jnp.asarray(np.arange(math.prod(shape), dtype=np.uint32).reshape(shape))
+    words, _ = threefry((data[0], data[1]), jnp.broadcast_to(jnp.asarray(number).astype(jnp.uint32), shape), place)
     odd = (jax.lax.bitcast_convert_type(words, jnp.int32) >> 7) | 1  # -2^24 + 1, ..., -1, 1, ..., 2^24 - 1
     return jnp.float32(math.sqrt(2)) * jax.lax.erf_inv(odd.astype(jnp.float32) * jnp.float32(2**-24))
 
@@ -43,16 +46,15 @@ def normals(key: Array, number: Array, shape: tuple[int, ...]) -> Array:
 def fair_signs(key: Array, number: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """Independent +1 and -1 of the step `number`, equally likely, 32 from a random word."""
     count = math.prod(shape)
-    # A loop that `jax.random` keeps in memory is what is wanted here: fused, every sign would work out its word again.
-    words = jax.random.bits(jax.random.fold_in(key, number), (-(-count // 32),), jnp.uint32)
+    if _is_threefry(key):
+        # JAX's own cipher, a loop that keeps its words in memory: written out, it would be worked out again for every sign.
+        blocks = -(-count // 64)
+        counters = jnp.concatenate([jnp.full((blocks,), number).astype(jnp.uint32), jnp.arange(blocks, dtype=jnp.uint32)])
+        words = jax.extend.random.threefry_2x32(jax.random.key_data(key), counters)
+    else:
+        words = jax.random.bits(jax.random.fold_in(key, number), (-(-count // 32),), jnp.uint32)
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & jnp.uint32(1)
     return (2 * bits.astype(dtype) - 1).reshape(-1)[:count].reshape(shape)
-
-
-def _blocks(key: Array, number: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    data = jax.random.key_data(key)
-    place = jnp.asarray(np.arange(math.prod(shape), dtype=np.uint32).reshape(shape))
-    return threefry((data[0], data[1]), jnp.broadcast_to(jnp.asarray(number).astype(jnp.uint32), shape), place)
 
 
 def _is_threefry(key: Array) -> bool:

@@ -1,0 +1,68 @@
+"""How everything here is timed and stored: in turns, medians of repeats, compilation apart, hardware and versions beside."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, one after the other and again; the first turn compiles and is left out."""
+    return {name: values[1:] for name, values in with_first(runs, repeats).items()}
+
+
+def with_first(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """The same with the first turn, which compiles, in front."""
+    import jax
+
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def medians(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str, float]:
+    """Median seconds of each, warm."""
+    return {name: statistics.median(values) for name, values in in_turns(runs, repeats).items()}
+
+
+def peak_gb() -> float:
+    """Largest resident set of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def hardware() -> dict:
+    """What the numbers were measured on."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    wide = next((name for name in ("avx512f", "avx2", "avx") if name in flags), "")
+    versions = {}
+    for package in ("jax", "jaxlib", "diffrax", "equinox", "numpy", "torch", "torchsde"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"cpu": model, "vectors": wide, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+
+
+def store(name: str, result: dict, folder: Path = RESULTS) -> dict:
+    """Write a result with what it was measured on, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"name": name, **result, **hardware()}
+    (folder / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    return whole
