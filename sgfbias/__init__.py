@@ -1,5 +1,6 @@
 """Which solution does the training algorithm pick, and does theory predict it?"""
 
+from sgfbias.citing import cite as cite
 from sgfbias.core.brownian import seeds as seeds
 from sgfbias.core.descent import SVAG as SVAG
 from sgfbias.core.descent import GradientDescent as GradientDescent

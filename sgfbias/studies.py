@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# Each module has `Config`, a frozen dataclass, and run(config, say=...), claims(dataset), plot(dataset).
+# Each module has `Config`, a frozen dataclass, run(config, say=...), claims(dataset), plot(dataset), and `REFERENCES`, what it cites (see
+# citing.py); some have `PAPER`, the config of the published size.
 STUDIES = {
     "alpha-shape": "sgfbias.diagonal.alpha_shape",
     "alpha-sweep": "sgfbias.diagonal.alpha_sweep",

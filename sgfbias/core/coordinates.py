@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -24,6 +24,7 @@ class AbstractCoordinates(eqx.Module):
     """
 
     features: eqx.AbstractVar[int | None]
+    references: ClassVar[Mapping[str, str]] = {}  # keys of the bibliography -> what they are cited for
     curved: ClassVar[bool] = False  # whether Itô's formula adds a drift in this chart
 
     @abc.abstractmethod

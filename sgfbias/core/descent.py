@@ -7,6 +7,7 @@ with momentum, or by an Optax transformation. One solver runs them all: a solver
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -161,6 +162,8 @@ class SVAG(AbstractDescent):
     each takes l of these.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"li2021": "stochastic variance amplified gradient"}
+
     def __init__(
         self,
         step_size: Any,
@@ -191,6 +194,8 @@ class OptaxDescent(AbstractDescent):
       `gamma / (1 - b)`; where no flow is known, 1 makes flow time count iterations.
     - `batch_size`: None, all examples. `sampling`, `label_noise`, `integral`: as in `StochasticGradientDescent`.
     """
+
+    references: ClassVar[Mapping[str, str]] = {"optax2020": "the transformation of the gradient"}
 
     def __init__(
         self,

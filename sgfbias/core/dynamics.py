@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -19,6 +20,8 @@ LARGEST_IMPLICIT = 2_000  # numbers of state
 
 class AbstractDynamics(eqx.Module):
     """A way of moving. All dynamics share the flow's clock: the flow time of an iteration is the time its flow takes to follow it."""
+
+    references: ClassVar[Mapping[str, str]] = {}  # keys of the bibliography -> what they are cited for
 
     @property
     def is_stochastic(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -16,6 +17,7 @@ from sgfbias.core.checks import is_concrete
 from sgfbias.core.coordinates import Phase
 from sgfbias.core.dynamics import AbstractDeterministicFlow, AbstractDynamics, as_width
 from sgfbias.core.noise import AbstractNoise, MeanLossNoise, NoNoise
+from sgfbias.core.references import merge
 from sgfbias.core.schedule import Clock, as_number, as_scheduled, iterations_per_step
 from sgfbias.core.term import FlowTerm, gradient_step, takes_one_term
 
@@ -56,6 +58,7 @@ class MomentumFlow(AbstractDeterministicFlow):
     explicit fixed steps need `dt < 2 lambda`.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"papazov2024": "the momentum flow"}
     lam: Array
     dt: Array | None
     rtol: float | None = eqx.field(static=True)
@@ -194,6 +197,13 @@ class StochasticGradientFlow(AbstractDynamics):
                 raise ValueError(
                     f"`brownian_dt` must divide `dt` a whole number of times, but dt={float(width):g} and brownian_dt={brownian_dt:g}"
                 )
+
+    @property
+    def references(self):
+        """Keys of the bibliography -> what they are cited for."""
+        equation = f"the stochastic modified equation of SGD, order {self.order}"
+        scheme = {"kloeden1992": "two-point increments, section 14.1"} if self.increments == "two-point" else {}
+        return merge({"li2017": equation}, self.noise.references, scheme)
 
     @property
     def is_scheduled(self) -> bool:

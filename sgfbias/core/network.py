@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -20,6 +20,8 @@ class AbstractNetwork(eqx.Module):
     A plain Equinox module needs none of this: its methods are its own affair, whatever they are called. All methods but the first have a
     default that says nothing.
     """
+
+    references: ClassVar[Mapping[str, str]] = {}  # keys of the bibliography -> what they are cited for
 
     @abc.abstractmethod
     def __call__(self, x: Array) -> Array:

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.checks import check_positive, is_concrete
+from sgfbias.core.references import merge
 from sgfbias.core.schedule import as_scheduled, value_at
 
 
@@ -79,6 +81,8 @@ def _mean_square(derivatives: Array) -> Array:
 class AbstractNoise(eqx.Module):
     """A law of the random cotangent. Models add: `MeanLossNoise() + IsotropicNoise(0.1)` are independent of each other."""
 
+    references: ClassVar[Mapping[str, str]] = {}  # keys of the bibliography -> what they are cited for
+
     @abc.abstractmethod
     def shapes(self, outputs: tuple[int, ...], features: int | None) -> Any:
         """PyTree of shapes of the Brownian motion this model needs, for outputs of shape (n, ...) and `features` input features."""
@@ -119,6 +123,10 @@ class SumOfNoises(AbstractNoise):
     """A sum of independent noises; written `a + b`."""
 
     parts: tuple[AbstractNoise, ...]
+
+    @property
+    def references(self):
+        return merge(*(part.references for part in self.parts))
 
     def at(self, iteration):
         return SumOfNoises(tuple(part.at(iteration) for part in self.parts))
@@ -166,6 +174,8 @@ class MeanLossNoise(AbstractNoise):
     On a diagonal network `d log alpha = -2 gamma h L dt`, h = diag(X^T X / n).
     """
 
+    references: ClassVar[Mapping[str, str]] = {"pesme2021": "mean-loss noise, eq. (3)"}
+
     def shapes(self, outputs, features):
         return outputs
 
@@ -181,6 +191,8 @@ class PerSampleNoise(AbstractNoise):
 
     On a diagonal network `d log alpha = -(gamma/2n) (X^2)^T r^2 dt`.
     """
+
+    references: ClassVar[Mapping[str, str]] = {"pesme2021": "per-sample noise, appendix E.1"}
 
     def shapes(self, outputs, features):
         return outputs[:1]
@@ -203,6 +215,7 @@ class MinibatchNoise(AbstractNoise):
     `c_b = (n-b)/(b(n-1))`, 0 at n = 1 (Pesme et al. 2021, section 2.2 and the finite-population correction).
     """
 
+    references: ClassVar[Mapping[str, str]] = {"pesme2021": "the covariance of a minibatch gradient, section 2.2"}
     batch_size: Array = eqx.field(converter=_number, default=1)
     replace: bool = eqx.field(static=True, default=True)
 
@@ -251,6 +264,7 @@ class LabelNoise(AbstractNoise):
       `MinibatchNoise(b) + LabelNoise(delta / sqrt(b), mean_loss=False)` is label-noise SGD with independent labels per example.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"pesme2021": "label noise, section 5.3"}
     delta: Any = eqx.field(converter=lambda value: as_scheduled(value, "delta", zero_allowed=True))
     mean_loss: bool = eqx.field(static=True, default=True, kw_only=True)
 
@@ -282,6 +296,7 @@ class IsotropicNoise(AbstractNoise):
     bias theorem: the negative control (after Sander, Sylvestre, Durmus 2024). Needs a network with one weight per feature.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"sander2024": "isotropic noise"}
     sigma: Array = eqx.field(converter=_number)
 
     def __check_init__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -21,6 +22,7 @@ class PredictorCorrector(dfx.AbstractItoSolver):
     `MultiTerm(ODETerm(...), ControlTerm(...))`.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"kloeden1992": "the predictor-corrector scheme, section 15.5"}
     term_structure: ClassVar[Any] = dfx.AbstractTerm
     interpolation_cls: ClassVar[Any] = dfx.LocalLinearInterpolation
 

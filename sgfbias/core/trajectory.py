@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -11,8 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.network import declares
+from sgfbias.core.coordinates import coordinates_for
+from sgfbias.core.network import AbstractNetwork, declares
 from sgfbias.core.provenance import attributes
+from sgfbias.core.references import SOLVERS, merge, references_of
+from sgfbias.core.solver import PredictorCorrector
 
 
 class Status(IntEnum):
@@ -101,6 +106,15 @@ class Trajectory(eqx.Module):
         """Seeds that are non-finite or stalled high: (seeds,) of bool. Divergence is more than NaN."""
         return (self.status == Status.NON_FINITE) | (self.status == Status.STALLED)
 
+    @property
+    def references(self) -> Mapping[str, str]:
+        """What the runs used: keys of the bibliography -> what they are cited for; `sgfbias.cite(runs)` has the BibTeX."""
+        parts = [references_of(self.dynamics), references_of(self.network)]
+        if isinstance(self.network, AbstractNetwork):
+            parts.append(references_of(coordinates_for(self.network, self.problem, self.dynamics, self.coordinates)))
+        parts.append(PredictorCorrector.references if self.solver == PredictorCorrector.__name__ else SOLVERS.get(self.solver, {}))
+        return merge(*parts)
+
     def statuses(self) -> dict[str, int]:
         """How many seeds have which status."""
         counts = np.bincount(np.atleast_1d(np.asarray(self.status)), minlength=len(STATUS_WORDS))
@@ -164,7 +178,8 @@ class Trajectory(eqx.Module):
         if self.keys is not None and not single:
             coords["key"] = xr.Variable(("seed", "key_word"), np.asarray(jax.random.key_data(self.keys)))
         config = {"dynamics": repr(self.dynamics), "coordinates": self.coordinates, "solver": self.solver}
-        return xr.Dataset(data, coords, attributes(config, dtype=self.problem.dtype, keys=self.keys))
+        attrs = attributes(config, dtype=self.problem.dtype, keys=self.keys)
+        return xr.Dataset(data, coords, attrs | {"references": json.dumps(self.references)})
 
     def __repr__(self) -> str:
         if any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((self.series, self.status))):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -61,6 +61,7 @@ class Tuned(eqx.Module):
       `gradient_norm` in the free variables, and every hyperparameter. `reason`: why it stopped.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"optax2020": "the optimiser of the search"}
     hyper: Any
     value: float
     error: float

@@ -90,6 +90,12 @@ class AlphaShapeConfig:
 
 
 Config = AlphaShapeConfig
+REFERENCES = {
+    "pesme2021": "theorem 1: the limit minimises phi_alpha",
+    "woodworth2020": "the shape of alpha counts",
+    "li2017": "the stochastic modified equation of SGD",
+    "optax2020": "the search for alpha",
+}
 
 
 class _Training(eqx.Module):

@@ -82,6 +82,10 @@ class AlphaSweepConfig:
 
 
 Config = AlphaSweepConfig
+REFERENCES = {
+    "pesme2021": "figure 1, right; theorem 1",
+    "li2017": "the stochastic modified equation of SGD",
+}
 
 
 def _drawn(config: AlphaSweepConfig) -> tuple[SparseRegression, DiagonalNetwork]:

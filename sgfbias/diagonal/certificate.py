@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -22,6 +23,10 @@ class Selection(eqx.Module):
       units of rounding at the optimum. `iterations`: Newton steps. `converged`: whether the feasibility met the tolerance.
     """
 
+    references: ClassVar[Mapping[str, str]] = {
+        "pesme2021": "the selected solution, Theorem 1",
+        "woodworth2020": "the potential that it minimises",
+    }
     beta: Float[Array, " d"]
     multipliers: Float[Array, " n"]
     feasibility: Float[Array, ""]

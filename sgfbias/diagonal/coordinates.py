@@ -11,6 +11,7 @@ The first is Pesme, Pillaud-Vivien, Flammarion 2021, Lemma 1 (their eta is `2 sq
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -171,6 +172,7 @@ class Mirror(_DiagonalChart):
     instead of 1, minibatch noise d more, isotropic noise d more for its own sum.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"pesme2021": "mirror coordinates, Lemma 1"}
     name: ClassVar[str] = "mirror"
     curved: ClassVar[bool] = True
     template: Covariance  # zeros of the accumulators' shapes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -25,6 +26,7 @@ class SolutionCurve(eqx.Module):
     cubic through values and slopes.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"pesme2021": "the selected solution as a function of the loss integral, Theorem 1"}
     integrals: Float[Array, " m"]
     beta: Float[Array, "m d"]
     slope: Float[Array, "m d"]

@@ -11,6 +11,7 @@ The second-order modified equation's `-grad(gamma/4 |grad L|^2)` is, with `g = X
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -31,6 +32,7 @@ class DeepDiagonalNetwork(AbstractLinearNetwork):
       themselves at the start, and what the limit depends on: `select(problem, (log_alpha_plus, log_alpha_minus), depth=p)`.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"pesme2021": "the diagonal network of depth p, appendix"}
     logs: ClassVar[dict[str, str]] = {"log_alpha_plus": "log weight", "log_alpha_minus": "log weight"}
     plus: Float[Array, " d"]
     minus: Float[Array, " d"]

@@ -81,6 +81,14 @@ class HyperGradientConfig:
 
 
 Config = HyperGradientConfig
+REFERENCES = {
+    "pesme2021": "Theorem 1; mean-loss, per-sample and label noise",
+    "li2017": "the stochastic modified equation of SGD",
+    "sander2024": "isotropic noise",
+    "kvaerno2004": "the solver of the gradient flow",
+    "optimistix2024": "its implicit stages",
+    "lineax2023": "the linear systems in them",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,9 @@ Used once as a correction of log alpha it brings the landed solution 10 to 60 ti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,7 @@ class Landing(eqx.Module):
     A seed that diverged has NaN and an infinite error.
     """
 
+    references: ClassVar[Mapping[str, str]] = Selection.references
     beta: Float[Array, "*seeds d"]
     log_alpha: Float[Array, "*seeds d"]
     error: Float[Array, "*seeds"]

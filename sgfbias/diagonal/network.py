@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ class DiagonalNetwork(AbstractLinearNetwork):
     (Even, Pesme, Gunasekar, Flammarion 2023).
     """
 
+    references: ClassVar[Mapping[str, str]] = {"pesme2021": "the diagonal linear network, section 2.1"}
     logs: ClassVar[dict[str, str]] = {"log_alpha": "log weight", "offset": "1"}
     log_alpha: Float[Array, " d"]
     log_ratio: Float[Array, " d"]

@@ -80,6 +80,11 @@ class NoiseAnatomyConfig:
 
 
 Config = NoiseAnatomyConfig
+REFERENCES = {
+    "pesme2021": "the noise models and Theorem 1",
+    "sander2024": "isotropic noise, the negative control",
+    "li2017": "the stochastic modified equation of SGD",
+}
 
 
 def models(config: NoiseAnatomyConfig) -> dict[str, AbstractNoise]:

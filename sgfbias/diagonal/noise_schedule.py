@@ -97,6 +97,11 @@ class NoiseScheduleConfig:
 
 
 Config = NoiseScheduleConfig
+REFERENCES = {
+    "pesme2021": "label noise, section 5.3",
+    "li2017": "the stochastic modified equation of SGD",
+    "optax2020": "the search for the schedule",
+}
 
 
 class Outcome(NamedTuple):

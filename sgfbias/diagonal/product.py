@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ class ProductNetwork(AbstractLinearNetwork):
     single out coordinates. Their `u_0 = sqrt(2) alpha_E, v_0 = 0` is `w_+- = alpha_E / sqrt(2)`.
     """
 
+    references: ClassVar[Mapping[str, str]] = {"even2023": "the parametrisation u v", "pesme2023": "the parametrisation u v"}
     logs: ClassVar[dict[str, str]] = {"log_alpha": "log weight"}
     u: Float[Array, " d"]
     v: Float[Array, " d"]

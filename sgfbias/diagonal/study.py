@@ -349,3 +349,9 @@ class _Columns:
 
 
 Config = DiagonalConfig
+REFERENCES = {
+    "pesme2021": "the stochastic flow, its theorem 1 and figures 1 to 3",
+    "even2023": "SGD's own law, with its offset",
+    "sander2024": "isotropic noise, the negative control",
+    "li2017": "the stochastic modified equation of SGD",
+}

@@ -60,6 +60,11 @@ class SvagConfig:
 
 
 Config = SvagConfig
+REFERENCES = {
+    "li2021": "stochastic variance amplified gradient",
+    "pesme2021": "mirror coordinates, Lemma 1",
+    "li2017": "the stochastic modified equation of SGD",
+}
 
 
 def run(config: SvagConfig, *, say: Callable[[str], None] = lambda line: None) -> Any:

@@ -72,6 +72,12 @@ class WeakErrorConfig:
 
 
 Config = WeakErrorConfig
+REFERENCES = {
+    "li2019": "weak order of the modified equations, the closed forms",
+    "li2017": "the second-order drift",
+    "pesme2021": "the mean-loss model, eq. (3), and per-sample noise, appendix E.1",
+    "even2023": "the product law of SGD",
+}
 
 
 class _Linear(eqx.Module):

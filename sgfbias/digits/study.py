@@ -73,6 +73,11 @@ class DigitsConfig:
 
 
 Config = DigitsConfig
+REFERENCES = {
+    "li2017": "the stochastic modified equation of SGD",
+    "li2021": "the flow with SGD's noise, and what it needs",
+    "pesme2021": "mean-loss noise, eq. (3), with several outputs",
+}
 
 
 class _Test(eqx.Module):

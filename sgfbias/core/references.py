@@ -1,0 +1,40 @@
+"""What a run used, by the keys of the bibliography `sgfbias/references.bib`: classes say it in `references`, this collects it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Every run: a mapping from the key of an entry to what it is cited for.
+SOFTWARE: Mapping[str, str] = {
+    "sgfbias": "the package itself",
+    "jax2018": "arrays, derivatives and compilation",
+    "equinox2021": "models and their parameters",
+    "diffrax2021": "the loop over steps, and the solvers",
+}
+
+# Diffrax's solvers that have a paper of their own; the implicit one solves its stages by Optimistix, and that by Lineax.
+SOLVERS: Mapping[str, Mapping[str, str]] = {
+    "Tsit5": {"tsitouras2011": "the solver Tsit5"},
+    "Kvaerno5": {
+        "kvaerno2004": "the solver Kvaerno5",
+        "optimistix2024": "the implicit stages of Kvaerno5",
+        "lineax2023": "the linear systems in them",
+    },
+}
+
+
+def merge(*parts: Mapping[str, str]) -> dict[str, str]:
+    """One mapping from keys to what they are cited for; different reasons for one key are joined."""
+    reasons: dict[str, list[str]] = {}
+    for part in parts:
+        for key, text in part.items():
+            known = reasons.setdefault(key, [])
+            known.extend(one for one in text.split("; ") if one not in known)
+    return {key: "; ".join(texts) for key, texts in reasons.items()}
+
+
+def references_of(thing: Any) -> Mapping[str, str]:
+    """The `references` of an object of this package; nothing for any other, whose attributes are its own affair."""
+    ours = any(base.__module__.partition(".")[0] == "sgfbias" for base in type(thing).__mro__)
+    return getattr(thing, "references", {}) if ours else {}
