@@ -75,12 +75,19 @@ def _references(thing: Any) -> Mapping[str, str]:
     )
 
 
+def _swept(attrs: Mapping[Any, Any]) -> str | None:
+    """The study of a sweep's Dataset, whose experiment is `module.cell`."""
+    module = json.loads(attrs.get("sweep", "{}")).get("experiment", "").rpartition(".")[0]
+    return next((name for name, where in STUDIES.items() if where == module), None)
+
+
 def _of_dataset(attrs: Mapping[Any, Any]) -> Mapping[str, str]:
-    if attrs.get("study") in STUDIES:
-        return study_named(attrs["study"]).REFERENCES
+    name = attrs.get("study") or _swept(attrs)
+    if name in STUDIES:
+        return study_named(name).REFERENCES
     if "references" in attrs:
         return json.loads(attrs["references"])
     raise ValueError(
-        "the Dataset does not say what it used: it has neither the name of a study nor references, as those of `sgfbias run` and of "
-        "Trajectory.to_xarray have; cite the parts instead, for example sgfbias.cite(flow, network)"
+        "the Dataset does not say what it used: it has neither the name of a study nor references, as those of `sgfbias run`, of a sweep of a "
+        "study and of Trajectory.to_xarray have; cite the parts instead, for example sgfbias.cite(flow, network)"
     )

@@ -1,4 +1,4 @@
-"""The command line: `sgfbias list | run | sweep | status | show | bench`."""
+"""The command line: `sgfbias list | run | reproduce | sweep | status | show | cite | bench`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sgfbias.cli_reproduce import ReproduceCommand, run_reproduce
 from sgfbias.cli_sweep import EXIT_INTERRUPTED, StatusCommand, SweepCommand, run_status, run_sweep, show_sweep
+from sgfbias.execute import execute, judge, paper_config
 from sgfbias.studies import STUDIES, study_named
 
 EXIT_CLAIM_FAILED = 1
@@ -33,6 +35,8 @@ class Output:
     """Replace an existing store there."""
     format: Literal["table", "json"] = "table"
     """Print the claims as a table, or everything as one JSON object."""
+    paper: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Start from the published size, if the study has one; other options change it."""
     quiet: bool = False
     """Print nothing but the claims that fail."""
     verbose: bool = False
@@ -53,6 +57,14 @@ class Show:
     """Also print every variable and tracebacks."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Cite:
+    """Print the BibTeX of what a study or a store used."""
+
+    what: Annotated[str, tyro.conf.Positional]
+    """The name of a study, or a store written by `sgfbias run` or `sgfbias sweep`."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status: 0; 1 if a claim that must hold fails, or a cell of a sweep; 2 for bad input; 74 if a
     sweep's store cannot be written, 75 if it was asked to stop."""
@@ -68,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
             return _list()
         if isinstance(command, Show):
             return _show(command)
+        if isinstance(command, Cite):
+            return _cite(command)
+        if isinstance(command, ReproduceCommand):
+            return run_reproduce(command)
         if isinstance(command, SweepCommand):
             return run_sweep(command)
         if isinstance(command, StatusCommand):
@@ -85,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> Any:
-    """`List`, `Show`, or `(study name, config, output)`. A study's config dataclass is its command line."""
+    """One of the commands, or `(study name, config, output)`. A study's config dataclass is its command line."""
     app = tyro.extras.SubcommandApp()
     chosen: list[Any] = []
 
@@ -107,6 +123,16 @@ def _parse(arguments: list[str]) -> Any:
     @app.command(name="status")
     def _(command: tyro.conf.OmitArgPrefixes[StatusCommand]) -> None:
         """Print how a sweep stands: done, running, failed and diverged per cell, rate, time left."""
+        chosen.append(command)
+
+    @app.command(name="reproduce")
+    def _(command: tyro.conf.OmitArgPrefixes[ReproduceCommand] = ReproduceCommand()) -> None:
+        """Run all studies, or those named, and write a page of them all."""
+        chosen.append(command)
+
+    @app.command(name="cite")
+    def _(command: tyro.conf.OmitArgPrefixes[Cite]) -> None:
+        """Print the BibTeX of what a study or a store used."""
         chosen.append(command)
 
     if arguments[:1] == ["run"]:
@@ -134,17 +160,18 @@ def _parse_run(arguments: list[str]) -> Any:
             chosen.append((name, config, output))
 
         command.__annotations__ = {"config": tyro.conf.OmitArgPrefixes[config_type], "output": tyro.conf.OmitArgPrefixes[Output]}
-        command.__defaults__ = (config_type(), Output(out=Path("results") / name))
+        command.__defaults__ = (paper_config(name) if paper and name == arguments[0] else config_type(), Output(out=Path("results") / name))
         command.__doc__ = config_type.__doc__
         app.command(name=name)(command)
 
-    for name in STUDIES:
-        register(name, study_named(name).Config)
     if not arguments or (arguments[0] not in STUDIES and not arguments[0].startswith("-")):
         given = f"there is no study {arguments[0]!r}" if arguments else "which study?"
         print(f"sgfbias: {given}; there are {', '.join(STUDIES)}: sgfbias run {next(iter(STUDIES))}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT)
+    paper = "--paper" in arguments  # what the defaults are must be known before they are offered
     try:
+        for name in STUDIES:
+            register(name, study_named(name).Config)
         app.cli(args=arguments, prog="sgfbias run", description="Run a study and hold it against theory.")
     except ValueError as error:  # a config that refuses its values
         print(f"sgfbias: {error}", file=sys.stderr)
@@ -179,12 +206,8 @@ def _list() -> int:
 
 
 def _run(name: str, config: Any, output: Output) -> int:
-    from sgfbias import plotting, store
     from sgfbias.core.claim import broken
 
-    study = study_named(name)
-    target = output.out / "study.zarr"
-    store.check_target(target, overwrite=output.overwrite)
     talk = not output.quiet and output.format == "table"
     started = time.perf_counter()
 
@@ -192,14 +215,7 @@ def _run(name: str, config: Any, output: Output) -> int:
         if talk:
             print(f"[{time.perf_counter() - started:6.1f} s] {text}" if output.verbose else text, flush=True)
 
-    dataset = study.run(config, say=say)
-    dataset.attrs["seconds"] = f"{time.perf_counter() - started:.1f}"
-    store.save(dataset, target, overwrite=output.overwrite)
-    claims = study.claims(dataset)
-    picture = output.out / "study.png"
-    plotting.save(study.plot(dataset), picture)
-    report = _report(name, dataset, claims, target, picture)
-    (output.out / "claims.json").write_text(json.dumps(report, indent=1) + "\n")
+    dataset, claims, report = execute(name, config, output.out, overwrite=output.overwrite, say=say)
     failed = broken(claims)
     if output.format == "json":
         print(json.dumps(report, indent=1))
@@ -207,30 +223,24 @@ def _run(name: str, config: Any, output: Output) -> int:
         _print_claims(claims)
         if output.verbose:
             _print_attributes(dataset)
-        print(f"store {target}, picture {picture}, {dataset.attrs['seconds']} s")
+        print(f"store {report['store']}, picture {report['picture']}, {dataset.attrs['seconds']} s")
     _print_failures(failed)
     return EXIT_CLAIM_FAILED if failed else 0
 
 
 def _show(command: Show) -> int:
-    from sgfbias import plotting, store
+    from sgfbias import store
     from sgfbias.core.claim import broken
     from sgfbias.ensemble.status import is_sweep
 
     if is_sweep(command.store):
         return show_sweep(command.store, command.picture, command.format, command.verbose)
-    dataset = store.load(command.store)
-    name = dataset.attrs.get("study")
-    if name not in STUDIES:
-        raise ValueError(f"the store {command.store} says it is of study {name!r}, which this version does not have")
-    study = study_named(name)
-    claims = study.claims(dataset)
     picture = command.picture or command.store.parent / "study.png"
-    plotting.save(study.plot(dataset), picture)
+    dataset, claims, report = judge(store.load(command.store), command.store, picture)
     if command.format == "json":
-        print(json.dumps(_report(name, dataset, claims, command.store, picture), indent=1))
+        print(json.dumps(report, indent=1))
     else:
-        print(f"study {name}: {json.loads(dataset.attrs['config'])}")
+        print(f"study {report['study']}: {report['config']}")
         _print_claims(claims)
         _print_attributes(dataset)
         if command.verbose:
@@ -242,16 +252,18 @@ def _show(command: Show) -> int:
     return EXIT_CLAIM_FAILED if failed else 0
 
 
-def _report(name: str, dataset: Any, claims: Any, target: Path, picture: Path) -> dict[str, Any]:
-    provenance = {key: value for key, value in dataset.attrs.items() if key != "config"}
-    return {
-        "study": name,
-        "config": json.loads(dataset.attrs["config"]),
-        "provenance": provenance,
-        "claims": [dataclasses.asdict(claim) for claim in claims],
-        "store": str(target),
-        "picture": str(picture),
-    }
+def _cite(command: Cite) -> int:
+    from sgfbias import store
+    from sgfbias.citing import cite
+    from sgfbias.ensemble.status import is_sweep, open_sweep
+
+    if command.what in STUDIES:
+        print(cite(command.what))
+    elif not Path(command.what).exists():
+        raise ValueError(f"{command.what!r} is neither a store nor a study; the studies are {', '.join(STUDIES)}")
+    else:
+        print(cite(open_sweep(command.what) if is_sweep(command.what) else store.load(command.what)))
+    return 0
 
 
 def _print_claims(claims: Any) -> None:
