@@ -48,7 +48,7 @@ def _entry(name: str, folder: Path) -> Entry:
 def counts(claims: Iterable[Claim]) -> str:
     """How many claims hold, fail, do not apply, in words; those that only inform are not among the failed."""
     number = collections.Counter(_state(claim) for claim in claims)
-    words = {"holds": "hold", "fails": "FAIL", "informs": "inform of a difference", "not-applicable": "not applicable"}
+    words = {"holds": "hold", "fails": "FAIL", "informs": "fail but only inform", "not-applicable": "not applicable"}
     return ", ".join(f"{number[state]} {text}" for state, text in words.items() if number[state]) or "no claims"
 
 
@@ -111,7 +111,7 @@ def _size(entry: Entry) -> str:
     for words, config in (("default", study.Config()), ("published", getattr(study, "PAPER", None))):
         if config is not None and not differences(entry.report["config"], config):
             return words
-    return "its own"
+    return "other"
 
 
 def _seconds(entry: Entry) -> str:
@@ -187,7 +187,7 @@ th, td { padding: 0.4rem 0.6rem; text-align: left; vertical-align: top; border-b
 thead th { font-weight: 600; color: var(--faint); white-space: nowrap; }
 .claims { font-size: 0.87rem; table-layout: fixed; }
 .claims th:nth-child(1) { width: 7rem; } .claims th:nth-child(2) { width: 30%; } .claims th:nth-child(5) { width: 16%; }
-.summary td:first-child, .summary td:nth-child(5) { white-space: nowrap; } .summary td:nth-child(3) { min-width: 9rem; }
+.summary td:first-child, .summary td:nth-child(4), .summary td:nth-child(5) { white-space: nowrap; } .summary td:nth-child(3) { min-width: 9rem; }
 .pairs { font-size: 0.87rem; } .pairs th { width: 14rem; font-weight: 500; color: var(--faint); }
 .number { text-align: right; }
 .note { color: var(--faint); font-size: 0.82rem; font-weight: 400; }
