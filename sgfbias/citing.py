@@ -62,7 +62,7 @@ def bibtex(references: Mapping[str, str]) -> Citation:
 
 def _references(thing: Any) -> Mapping[str, str]:
     if isinstance(thing, str):
-        return study_named(thing).REFERENCES
+        return _of_study(thing)
     attrs = getattr(thing, "attrs", None)
     if isinstance(attrs, Mapping):
         return _of_dataset(attrs)
@@ -75,6 +75,15 @@ def _references(thing: Any) -> Mapping[str, str]:
     )
 
 
+def _of_study(name: str) -> Mapping[str, str]:
+    study = study_named(name)
+    if not hasattr(study, "REFERENCES"):
+        raise ValueError(
+            f"the study {name!r} does not say what it cites: {study.__name__} needs REFERENCES, key of references.bib -> for what"
+        )
+    return study.REFERENCES
+
+
 def _swept(attrs: Mapping[Any, Any]) -> str | None:
     """The study of a sweep's Dataset, whose experiment is `module.cell`."""
     module = json.loads(attrs.get("sweep", "{}")).get("experiment", "").rpartition(".")[0]
@@ -83,8 +92,8 @@ def _swept(attrs: Mapping[Any, Any]) -> str | None:
 
 def _of_dataset(attrs: Mapping[Any, Any]) -> Mapping[str, str]:
     name = attrs.get("study") or _swept(attrs)
-    if name in STUDIES:
-        return study_named(name).REFERENCES
+    if name is not None and name in STUDIES:
+        return _of_study(name)
     if "references" in attrs:
         return json.loads(attrs["references"])
     raise ValueError(

@@ -137,9 +137,16 @@ def _section(entry: Entry) -> str:
 <p>The numbers are in <code>{name}/{STORE}</code>.</p>
 </details>
 <details><summary>What to cite</summary>
-<pre>{escape(cite(entry.name))}</pre>
+<pre>{escape(_citation(entry.name))}</pre>
 </details>
 </section>"""
+
+
+def _citation(name: str) -> str:
+    try:
+        return cite(name)
+    except ValueError as error:
+        return str(error)
 
 
 def _claims(claims: Sequence[Claim]) -> str:
