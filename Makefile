@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= results
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow check bench figures clean
+.PHONY: demo test slow check bench figures docs clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, but $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.13")'
@@ -35,5 +35,13 @@ bench: $(STAMP)
 figures: $(STAMP)
 	$(BIN)/python notebooks/readme_example.py
 
+# The site, from docstrings and docs/, without the network: open site/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(OUT) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

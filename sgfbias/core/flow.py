@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.brownian import BROWNIAN_STREAM, StepBrownianPath
+from sgfbias.core.brownian import BROWNIAN_STREAM, StepBrownianPath, is_shape
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.coordinates import Phase
 from sgfbias.core.dynamics import AbstractDeterministicFlow, AbstractDynamics, as_width
@@ -231,4 +231,6 @@ class StochasticGradientFlow(AbstractDynamics):
                 f"{type(solver).__name__} evaluates drift and diffusion at times of its own and is not available with schedules; "
                 "use diffrax.Euler() or diffrax.Heun()"
             )
+        if not jax.tree.leaves(shapes, is_leaf=is_shape):
+            raise ValueError(f"{type(solver).__name__} needs noise, and there is none; use diffrax.Euler() or diffrax.Heun(), or GradientFlow()")
         return term.split()

@@ -120,6 +120,8 @@ class FlowTerm(dfx.AbstractTerm):
 
     def _ito_to_stratonovich(self, position: Any, stride: Stride) -> Any:
         """`1/2 sum_k D[g_k] g_k`, one forward product per Brownian coordinate; subtracted from the Itô drift."""
+        if not jax.tree.leaves(self.path.shape, is_leaf=is_shape):  # no noise
+            return jax.tree.map(jnp.zeros_like, position)
 
         def one(e):
             direction = self.diffusion(position, e, stride)
