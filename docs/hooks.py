@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import html
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = re.compile(r"^<!-- (readme|file): (.+?) -->$", re.MULTILINE)
-LINK = re.compile(r"(\]\()(?!\w+:|#)([^)\s]+)(\))")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
-SHIPPED = ("notebooks/*", "benchmarks/results/*.json", "CITATION.cff")  # what README.md links to
-PAGES = {"benchmarks/results/": "benchmarks.md", "benchmarks/README.md": "benchmarks.md", "CONTRIBUTING.md": None}
+SHIPPED = (
+    "notebooks/*",
+    "benchmarks/*.py",
+    "benchmarks/results/*.json",
+    "CITATION.cff",
+)  # what README.md links to, and the site has as it is
+PAGES = {"benchmarks/results/": "benchmarks.md", "benchmarks/README.md": "benchmarks.md"}
 
 
 def sections(text: str) -> dict[str, str]:
@@ -37,11 +42,14 @@ def included(kind: str, what: str, depth: int) -> str:
 
 
 def relinked(text: str, depth: int, folder: str) -> str:
-    """The text with relative links, which start at `folder` of the repository, as seen from a page at that depth."""
+    """The text with relative links, which start at `folder` of the repository, as seen from a page at that depth; what the site does not
+    have is no longer a link."""
 
     def one(found: re.Match[str]) -> str:
-        target = f"{folder}/{found[2]}".removeprefix("./")
-        return found[1] + "../" * depth + (PAGES.get(target) or target) + found[3]
+        mark, words, link = found.groups()
+        target = PAGES.get(path := f"{folder}/{link}".removeprefix("./"), path)
+        known = path in PAGES or target.startswith("docs/") or any(PurePosixPath(target).match(pattern) for pattern in SHIPPED)
+        return f"{mark}[{words}]({'../' * depth}{target.removeprefix('docs/')})" if known else words
 
     return LINK.sub(one, text)
 

@@ -102,9 +102,9 @@ def test_every_public_name_is_in_the_reference():
 
 def test_links_of_an_included_section_are_seen_from_its_page():
     hooks = load("hooks")
-    text = "[a](benchmarks/results/x.json) [b](#here) [c](https://a.b/c) [d](benchmarks/results/) ![e](notebooks/e.png)"
+    text = "[a](benchmarks/results/x.json) [b](#here) [c](https://a.b/c) [d](benchmarks/results/) ![e](notebooks/e.png) [f](docs/g/h.md) [k](no.md)"
     assert hooks.relinked(text, 1, ".") == (
-        "[a](../benchmarks/results/x.json) [b](#here) [c](https://a.b/c) [d](../benchmarks.md) ![e](../notebooks/e.png)"
+        "[a](../benchmarks/results/x.json) [b](#here) [c](https://a.b/c) [d](../benchmarks.md) ![e](../notebooks/e.png) [f](../g/h.md) k"
     )
     assert hooks.relinked("[a](results/x.json)", 0, "benchmarks") == "[a](benchmarks/results/x.json)"
     assert hooks.sections("# T\nhead\n\n## A\nb\n\n### sub\n\n## C\n")["A"] == "b\n\n### sub"

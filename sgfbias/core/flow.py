@@ -232,5 +232,7 @@ class StochasticGradientFlow(AbstractDynamics):
                 "use diffrax.Euler() or diffrax.Heun()"
             )
         if not jax.tree.leaves(shapes, is_leaf=is_shape):
-            raise ValueError(f"{type(solver).__name__} needs noise, and there is none; use diffrax.Euler() or diffrax.Heun(), or GradientFlow()")
+            raise ValueError(
+                f"{type(solver).__name__} needs noise, and there is none; use diffrax.Euler() or diffrax.Heun(), or GradientFlow()"
+            )
         return term.split()
