@@ -15,6 +15,7 @@ STUDIES = {
     "noise-anatomy": "sgfbias.diagonal.noise_anatomy",
     "digits": "sgfbias.digits.study",
     "noise-schedule": "sgfbias.diagonal.noise_schedule",
+    "saddle-to-saddle": "sgfbias.diagonal.saddle_to_saddle",
     "svag": "sgfbias.diagonal.svag",
     "weak-error": "sgfbias.diagonal.weak_error",
 }

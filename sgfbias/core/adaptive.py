@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix as optx
 from jaxtyping import Array
 
 from sgfbias.core.checks import check_positive
@@ -18,6 +19,15 @@ from sgfbias.core.problem import Problem
 from sgfbias.core.record import time_grid
 
 ADAPTIVE_STEPS = 200_000
+
+
+def _error_norm(scaled_error: Any) -> Array:
+    """Root mean square, infinite where it is not a number: a trial step that overflows is rejected and the next one is smaller.
+
+    Left NaN, as infinity over infinity, it would make the step width NaN, and every later step with it.
+    """
+    norm = optx.rms_norm(scaled_error)
+    return jnp.where(jnp.isnan(norm), jnp.inf, norm)
 
 
 @eqx.filter_jit
@@ -43,7 +53,7 @@ def _solve(
         dt0=None,
         y0=y0,
         saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(ts=times, fn=lambda t, y, args: observe(y)), dfx.SubSaveAt(t1=True)]),
-        stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol),
+        stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol, norm=_error_norm),
         max_steps=ADAPTIVE_STEPS,
         event=event,
         throw=False,
