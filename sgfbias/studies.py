@@ -14,6 +14,7 @@ STUDIES = {
     "hyper-gradient": "sgfbias.diagonal.hyper_gradient",
     "noise-anatomy": "sgfbias.diagonal.noise_anatomy",
     "digits": "sgfbias.digits.study",
+    "label-noise-lasso": "sgfbias.diagonal.label_noise_lasso",
     "noise-schedule": "sgfbias.diagonal.noise_schedule",
     "saddle-to-saddle": "sgfbias.diagonal.saddle_to_saddle",
     "svag": "sgfbias.diagonal.svag",

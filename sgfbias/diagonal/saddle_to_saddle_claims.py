@@ -37,7 +37,18 @@ def separate(ds: Any, level: int) -> np.ndarray:
 
 def claims(ds: Any) -> list[Claim]:
     """The study's claims."""
-    return [_runs(ds), _saddles(ds), _order(ds), _slope(ds), _constant(ds), _dual(ds), _limit(ds), _coarse(ds), _greedy(ds), _memoryless(ds)]
+    return [
+        _runs(ds),
+        _saddles(ds),
+        _order(ds),
+        _slope(ds),
+        _constant(ds),
+        _dual(ds),
+        _limit(ds),
+        _coarse(ds),
+        _greedy(ds),
+        _memoryless(ds),
+    ]
 
 
 def _runs(ds: Any) -> Claim:
@@ -194,7 +205,9 @@ def _greedy(ds: Any) -> Claim:
 def _memoryless(ds: Any) -> Claim:
     time, scale, chosen = ds["time"].values, scales(ds), separate(ds, -2)[:, 1:]
     if not chosen.any():
-        return not_applicable("Control: a dual variable that starts afresh at each saddle", PF23, "no separate jump but the first", control=True)
+        return not_applicable(
+            "Control: a dual variable that starts afresh at each saddle", PF23, "no separate jump but the first", control=True
+        )
     slope = ((time[:, -1] - time[:, -2]) / (scale[-1] - scale[-2]))[:, 1:]
     errors = np.abs(ds["memoryless_time"].values[:, 1:] / slope - 1)[chosen]
     return judge(
@@ -216,7 +229,9 @@ def plot(ds: Any) -> Any:
     shades = [COLOURS["control"], *(str(v) for v in np.linspace(0.75, 0.35, len(decades) - 2)), COLOURS["sgf"]]
     for k, shade in enumerate(shades):
         style = ":" if k == 0 else "-"
-        left.plot(tau, ds["loss"].values[k] / ds["loss"].values[0, 0], color=shade, label=f"α = 1e-{decades[k]:g}", linewidth=1.3, linestyle=style)
+        left.plot(
+            tau, ds["loss"].values[k] / ds["loss"].values[0, 0], color=shade, label=f"α = 1e-{decades[k]:g}", linewidth=1.3, linestyle=style
+        )
     left.plot(tau, ds["path_loss"].values / ds["loss"].values[0, 0], color=COLOURS["sgd"], linestyle="--", label="algorithm", linewidth=1.3)
     path, beta = ds["path_beta"].values, ds["beta"].values[-1]
     active = np.flatnonzero(np.any(path != 0, axis=0))

@@ -95,7 +95,7 @@ def saddle_path(problem: SparseRegression, *, max_jumps: int = 10_000) -> Saddle
 def _constrained(X: np.ndarray, y: np.ndarray, active: np.ndarray, sign: np.ndarray) -> np.ndarray:
     """Least squares over signed coordinates of `active`, the others 0."""
     weights, _ = nnls(X[:, active] * sign[active], y)
-    support, beta = active[weights > 0], np.zeros(X.shape[1])
+    support, beta = active[weights > SMALL * weights.max()], np.zeros(X.shape[1])
     beta[support] = np.linalg.lstsq(X[:, support], y, rcond=None)[0]
     return beta
 
