@@ -108,7 +108,7 @@ def run(config: SaddleToSaddleConfig, *, say: Callable[[str], None] = lambda lin
                     "predicted_size": np.sum(path.betas != 0, axis=1),
                     "memoryless_time": _memoryless(path),
                     "relaxations": np.outer(np.asarray(levels) * np.log(10), path.relaxations(LONGER * path.times[-1])),
-                    "l1_gap": np.linalg.norm(path.betas[-1] - shortest) / ends,
+                    "l1_gap": np.asarray(np.linalg.norm(path.betas[-1] - shortest) / ends),
                     "first_constant": np.asarray(constant),
                     "rival": np.asarray(rival),
                     **{name: np.stack([row[name] for row in runs]) for name in runs[0]},

@@ -71,7 +71,8 @@ def saddle_path(problem: SparseRegression, *, max_jumps: int = 10_000) -> Saddle
     beta, s, tau = np.zeros(problem.d), np.zeros(problem.d), 0.0
     gradient = scale * X.T @ (X @ beta - y)
     small = SMALL * np.abs(gradient).max()
-    rows, times = [(beta, gradient, s)], []
+    rows = [(beta, gradient, s)]
+    times: list[float] = []
     while np.abs(gradient).max() > small:
         if len(times) == max_jumps:
             raise RuntimeError(f"the path of saddles has not reached a minimum after {max_jumps} jumps")
