@@ -82,7 +82,7 @@ def test_an_overflowing_trial_step_does_not_stop_the_adaptive_solver():
 
 @pytest.mark.slow
 def test_it_holds_and_its_claims_can_fail():
-    dataset = study.run(dataclasses.replace(SMALL, problems=6, decades=(20.0, 60.0, 120.0), n=10, d=25, sparsity=3, points=1000))
+    dataset = study.run(dataclasses.replace(study.Config(), problems=6, decades=(20.0, 60.0, 120.0), n=10, d=25, sparsity=3, points=1000))
     assert failed(study, dataset) == ""
     assert study.plot(dataset) is not None
     for name, change, words in MUTATIONS:
