@@ -10,7 +10,7 @@ SOFTWARE: Mapping[str, str] = {
     "sgfbias": "the package itself",
     "jax2018": "arrays, derivatives and compilation",
     "equinox2021": "models and their parameters",
-    "diffrax2021": "the loop over steps, and the solvers",
+    "diffrax2021": "the solvers and their terms",
 }
 
 # Diffrax's solvers that have a paper of their own; the implicit one solves its stages by Optimistix, and that by Lineax.

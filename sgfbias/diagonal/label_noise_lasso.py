@@ -86,6 +86,9 @@ Config = LabelNoiseLassoConfig
 PAPER = LabelNoiseLassoConfig(
     seeds=64, time=60_000.0, sgd_time=40_000.0, n=40, d=100, sparsity=5, flows=((0.02, 1.0), (0.02, 0.7), (0.005, 2.0)), dt=0.04
 )
+REFERENCES = {
+    "pesme2021": "label noise and its effective initialisation",
+}
 
 
 def run(config: LabelNoiseLassoConfig, *, say: Callable[[str], None] = lambda line: None) -> Any:

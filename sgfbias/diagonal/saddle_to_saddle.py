@@ -78,6 +78,9 @@ class SaddleToSaddleConfig:
 Config = SaddleToSaddleConfig
 # The paper shows single runs on a few features; at its full size this study has more problems, more features and a smaller alpha.
 PAPER = SaddleToSaddleConfig(problems=32, decades=(10.0, 20.0, 60.0, 120.0, 240.0), n=20, d=50, sparsity=5, points=4000)
+REFERENCES = {
+    "pesme2023": "saddles, jump times and the piecewise algorithm",
+}
 
 
 def run(config: SaddleToSaddleConfig, *, say: Callable[[str], None] = lambda line: None) -> Any:
