@@ -17,6 +17,7 @@ STUDIES = {
     "label-noise-lasso": "sgfbias.diagonal.label_noise_lasso",
     "noise-schedule": "sgfbias.diagonal.noise_schedule",
     "saddle-to-saddle": "sgfbias.diagonal.saddle_to_saddle",
+    "noisy-sgd": "sgfbias.diagonal.noisy_sgd",
     "svag": "sgfbias.diagonal.svag",
     "weak-error": "sgfbias.diagonal.weak_error",
 }
