@@ -12,6 +12,7 @@ STUDIES = {
     "alpha-sweep": "sgfbias.diagonal.alpha_sweep",
     "diagonal": "sgfbias.diagonal.study",
     "hyper-gradient": "sgfbias.diagonal.hyper_gradient",
+    "momentum": "sgfbias.diagonal.momentum",
     "noise-anatomy": "sgfbias.diagonal.noise_anatomy",
     "digits": "sgfbias.digits.study",
     "label-noise-lasso": "sgfbias.diagonal.label_noise_lasso",

@@ -326,19 +326,19 @@ def _net(ds: Any) -> Claim:
 
 
 def _balance(ds: Any) -> Claim:
-    balance, alphas = ds["balance"].values, ds["alpha"].values
-    listed = ", ".join(
-        f"{np.median(row):.2f} at alpha {alpha:g} ({np.mean((row > 1) | (row < 0)):.0%})" for alpha, row in zip(alphas, balance, strict=True)
-    )
+    cost, gain, alphas = ds["many_cost"].values, ds["many_gain"].values, ds["alpha"].values
+    raised = np.mean(cost > gain, axis=1)
+    ratio = np.median(cost, axis=1) / np.median(gain, axis=1)
+    listed = ", ".join(f"{share:.0%} ({r:.1f}) at {alpha:g}" for share, r, alpha in zip(raised, ratio, alphas, strict=True))
     return judge(
-        "It does on other problems too: cost over gain, to first order in sigma^2, without simulation",
+        "It does on most problems, whatever alpha: cost against gain to first order in sigma^2, without simulation",
         SECOND,
-        predicted="above 1 where isotropic noise raises the error",
-        measured=f"medians over {balance.shape[1]} problems (and how many have a cost above their gain, or a loss instead of it): {listed}",
-        tolerance="median above 1 at every alpha",
-        holds=np.all(np.median(balance, axis=1) > 1),
+        predicted="none: a mechanism, not a theorem",
+        measured=f"of {cost.shape[1]} problems the error rises on (median cost over median gain), by alpha: {listed}",
+        tolerance="on more than half, at every alpha",
+        holds=np.all(raised > 0.5),
         must_hold=False,
-        reason="on some problems the shrinkage wins",
+        reason="at some alpha the shrinkage wins on as many problems",
     )
 
 

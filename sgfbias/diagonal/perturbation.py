@@ -20,13 +20,15 @@ from sgfbias.diagonal.selection import select
 class Response(NamedTuple):
     """Derivatives at offset 0.
 
-    - `beta` (d,): the selected solution. `jacobian` (d, d): of it in the offset.
+    - `beta` (d,): the selected solution. `tangent` (d, d): T, the part of a motion that leaves the predictions alone; an offset moves beta by
+      `T (xi * d offset)`, log alpha by `T (2 beta * d log alpha)`. `jacobian` (d, d): of beta in the offset.
     - `spread`: `|jacobian|_F^2`, what `E|d beta|^2` is per unit of variance of an isotropic offset.
     - `gradient` (d,), `laplacian`: of the squared error `|beta - beta*|^2` in the offset. `shrinkage`: its derivative in log alpha, all
       coordinates alike.
     """
 
     beta: Array
+    tangent: Array
     jacobian: Array
     spread: Array
     gradient: Array
@@ -50,4 +52,4 @@ def response(problem: SparseRegression, log_alpha: Float[Array, " d"]) -> Respon
     # u moves by T^T d offset, so that sum over directions of beta (du)^2 is beta times the squared column norms of T.
     curved = T @ (beta * jnp.sum(jnp.square(T), axis=0))
     spread = jnp.sum(jnp.square(jacobian))
-    return Response(beta, jacobian, spread, 2 * (away @ jacobian), 2 * (spread + away @ curved), 4 * (away @ (T @ beta)))
+    return Response(beta, T, jacobian, spread, 2 * (away @ jacobian), 2 * (spread + away @ curved), 4 * (away @ (T @ beta)))
