@@ -22,7 +22,7 @@ from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
 from sgfbias.core.table import Columns
 from sgfbias.diagonal.momentum_claims import claims as claims
-from sgfbias.diagonal.momentum_claims import plot as plot
+from sgfbias.diagonal.momentum_figures import plot as plot
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.perturbation import response
 from sgfbias.diagonal.problem import SparseRegression
@@ -321,5 +321,3 @@ def _stochastic(config: MomentumConfig, problem: SparseRegression, network: Diag
         found["inertia"].append(np.full(config.seeds, rate * b / (1 - b) * np.mean(squares)))
     for name, value in found.items():
         out.add(f"sgd_{name}", ("rate", "seed"), np.stack(value), "log weight")
-
-

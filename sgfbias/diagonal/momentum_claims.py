@@ -1,4 +1,4 @@
-"""Claims and picture of the study `momentum`, from its dataset alone."""
+"""Claims of the study `momentum`, from its dataset alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from sgfbias.core.claim import Claim, judge, not_applicable
-from sgfbias.plotting import COLOURS, new_figure, tidy
 
 PPF = "Papazov, Pesme, Flammarion 2024"
 ODE = f"{PPF}, the flow lambda w'' + w' + grad L = 0"
@@ -44,7 +43,7 @@ def claims(ds: Any) -> list[Claim]:
     ]
 
 
-def _config(ds: Any, name: str) -> Any:
+def config_of(ds: Any, name: str) -> Any:
     return json.loads(ds.attrs["config"])[name]
 
 
@@ -60,22 +59,22 @@ def _listed(values: Any, form: str = ".2g") -> str:
     return ", ".join(format(float(v), form) for v in values)
 
 
-def _whole(ds: Any) -> np.ndarray:
+def whole_lambdas(ds: Any) -> np.ndarray:
     """At which lambdas no weight goes through 0, up to the first one at which one does."""
     return np.cumsum(ds["law_crossings"].values.any(axis=1)) == 0
 
 
-def _shrinkage(ds: Any, name: str) -> np.ndarray:
-    return float(np.log(_config(ds, "alpha"))) - ds[f"{name}_log_alpha"].values
+def shrinkage(ds: Any, name: str) -> np.ndarray:
+    return float(np.log(config_of(ds, "alpha"))) - ds[f"{name}_log_alpha"].values
 
 
 def _law(ds: Any) -> Claim:
-    whole = _whole(ds)
+    whole = whole_lambdas(ds)
     statement = "While no weight goes through 0, log(w_+ w_-) = 2 log alpha - lambda int (s_+^2 + s_-^2) - lambda (s_+ + s_-), s = w'/w, at all times"
     if not whole.any():
         return not_applicable(statement, ODE, "at every lambda a weight goes through 0")
     gap = ds["law_gap"].values[whole].max(axis=1)
-    size = 2 * np.abs(_shrinkage(ds, "flow")[whole]).max(axis=1)
+    size = 2 * np.abs(shrinkage(ds, "flow")[whole]).max(axis=1)
     lams = ds["lam"].values[whole]
     return judge(
         statement,
@@ -89,13 +88,13 @@ def _law(ds: Any) -> Claim:
 
 
 def _law_ends(ds: Any) -> Claim:
-    whole, crossed = _whole(ds), ds["law_crossings"].values
+    whole, crossed = whole_lambdas(ds), ds["law_crossings"].values
     statement = "Control: where a weight goes through 0 the law ends, for that feature only"
     if whole.all():
         return not_applicable(statement, ODE, "no weight goes through 0 at any lambda; larger ones are needed", control=True)
     first = int(np.argmin(whole))
     gap = ds["law_gap"].values[first]
-    inside, outside = gap[crossed[first]].min(), gap[~crossed[first]].max()
+    inside, outside = gap[crossed[first]].min(), gap[~crossed[first]].max(initial=0)
     return judge(
         statement,
         ODE,
@@ -108,7 +107,7 @@ def _law_ends(ds: Any) -> Claim:
 
 
 def _selected(ds: Any) -> Claim:
-    whole = _whole(ds)
+    whole = whole_lambdas(ds)
     statement = "The iterate is the programme's solution on its fibre, with the alpha and the offset of the law's two integrals"
     if not whole.any():
         return not_applicable(statement, ODE, "at every lambda a weight goes through 0")
@@ -125,7 +124,7 @@ def _selected(ds: Any) -> Claim:
 
 
 def _start(ds: Any) -> Claim:
-    whole = _whole(ds)
+    whole = whole_lambdas(ds)
     distance, law = ds["start_distance"].values[whole], ds["law_distance"].values[whole]
     return judge(
         "Control: at the initial alpha, the gradient flow's, it is not",
@@ -135,7 +134,6 @@ def _start(ds: Any) -> Claim:
         tolerance="above 30 times the law's, every lambda",
         holds=distance.size > 0 and np.all(distance > 30 * law),
         control=True,
-        reason="the effect of momentum is too small to be seen",
     )
 
 
@@ -154,8 +152,8 @@ def _offset(ds: Any) -> Claim:
 
 
 def _shrinks(ds: Any) -> Claim:
-    whole = _whole(ds)
-    mean = _shrinkage(ds, "flow")[whole].mean(axis=1)
+    whole = whole_lambdas(ds)
+    mean = shrinkage(ds, "flow")[whole].mean(axis=1)
     return judge(
         "The larger lambda, the smaller the effective initialisation, on average over the features, while no weight goes through 0",
         f"{PPF}: momentum shrinks alpha",
@@ -168,7 +166,7 @@ def _shrinks(ds: Any) -> Claim:
 
 def _first_order(ds: Any) -> Claim:
     lam, squares = ds["lam"].values[:3], ds["still_squares"].values
-    off = _norm(_shrinkage(ds, "flow")[:3] / lam[:, None] - squares) / _norm(squares)
+    off = _norm(shrinkage(ds, "flow")[:3] / lam[:, None] - squares) / _norm(squares)
     slope = _slope(lam, off)
     return judge(
         "At small lambda every feature's log alpha loses lambda int (X^T r / n)^2 dt, the integral being the gradient flow's",
@@ -177,7 +175,6 @@ def _first_order(ds: Any) -> Claim:
         measured=f"{_listed(off)} at lambda {_listed(lam)}: slope {slope:.2f}",
         tolerance="slope at least .8",
         holds=slope > 0.8,
-        reason="log alpha loses another integral",
     )
 
 
@@ -193,11 +190,10 @@ def _moves(ds: Any) -> Claim:
         measured=f"{_listed(off)}: slope {slope:.2f}",
         tolerance="slope at least .8",
         holds=slope > 0.8,
-        reason="the solution moves elsewhere",
     )
 
 
-def _apart(ds: Any, name: str) -> np.ndarray:
+def apart(ds: Any, name: str) -> np.ndarray:
     """Distance of the discrete methods' solutions from those of the flows, (method, momentum, level)."""
     flow = ds["flow_selected"].values[:3] if name == "ours" else ds["printed_selected"].values
     return _norm(ds["discrete_selected"].values - flow)
@@ -205,7 +201,7 @@ def _apart(ds: Any, name: str) -> np.ndarray:
 
 def _orders(ds: Any, name: str) -> tuple[np.ndarray, str]:
     """Slopes in lambda, (method, momentum), and words."""
-    gaps, lam = _apart(ds, name), ds["lam"].values[:3]
+    gaps, lam = apart(ds, name), ds["lam"].values[:3]
     slopes = np.array([[_slope(lam, row) for row in rows] for rows in gaps])
     words = "; ".join(
         f"{NAMES[str(method)]} {_listed(row, '.2f')} (distance {_listed(gap[:, 0], '.1e')})"
@@ -214,16 +210,12 @@ def _orders(ds: Any, name: str) -> tuple[np.ndarray, str]:
     return slopes, words
 
 
-def _momenta(ds: Any) -> str:
-    return f"b = {_listed(ds['momentum'].values)}"
-
-
 def _follows(ds: Any) -> Claim:
     slopes, words = _orders(ds, "ours")
     return judge(
         "Discrete heavy ball and Nesterov select the solution of the flow with our lambda, to second order in gamma",
         OURS,
-        predicted=f"distance of solutions: slope 2 in gamma at fixed b, {_momenta(ds)}",
+        predicted=f"distance of solutions: slope 2 in gamma at fixed b, b = {_listed(ds['momentum'].values)}",
         measured=f"slopes {words} at the smallest",
         tolerance="every slope above 1.5",
         holds=np.all(slopes > 1.5),
@@ -233,7 +225,7 @@ def _follows(ds: Any) -> Claim:
 
 def _printed(ds: Any) -> Claim:
     slopes, words = _orders(ds, "printed")
-    factor = (_apart(ds, "printed") / _apart(ds, "ours"))[:, :, 0]
+    factor = (apart(ds, "printed") / apart(ds, "ours"))[:, :, 0]
     return judge(
         "Control: with the printed lambda, gamma / (1 - b)^2, to first order only",
         f"{PPF}: lambda = gamma / (1 - b)^2, the limit b -> 1",
@@ -246,9 +238,9 @@ def _printed(ds: Any) -> Claim:
 
 
 def _ratios(ds: Any) -> Claim:
-    lost = _shrinkage(ds, "discrete").sum(axis=-1)
-    ours = lost / _shrinkage(ds, "flow")[:3].sum(axis=-1)
-    printed = lost / _shrinkage(ds, "printed").sum(axis=-1)
+    lost = shrinkage(ds, "discrete").sum(axis=-1)
+    ours = lost / shrinkage(ds, "flow")[:3].sum(axis=-1)
+    printed = lost / shrinkage(ds, "printed").sum(axis=-1)
     factor = ds["lam"].values[:3] / ds["printed_lam"].values
     off, wrong = np.abs(ours - 1)[..., 0].max(), np.abs(printed / factor - 1)[..., 0].max()
     shown = "; ".join(
@@ -259,7 +251,7 @@ def _ratios(ds: Any) -> Claim:
         "log alpha of the discrete methods falls as much as the flow's with our lambda; the printed one is off by its factor at small b",
         OURS,
         predicted="ratio of shrinkages 1; with the printed lambda (1 + b)/2 for heavy ball, (1 - b + 2 b^2)/2 for Nesterov",
-        measured=f"ours 1 to {off:.1e}; printed {shown}, {_momenta(ds)}, smallest lambda",
+        measured=f"ours 1 to {off:.1e}; printed {shown}, b = {_listed(ds['momentum'].values)}, smallest lambda",
         tolerance="1%; 1% of the factor",
         holds=off < 0.01 and wrong < 0.01,
         reason="lambda is off by another factor",
@@ -311,7 +303,7 @@ def _rejects_half(successes: int, count: int) -> bool:
 
 
 def _support(ds: Any) -> Claim:
-    share, even = ds["centred_share"].values, _config(ds, "sparsity") / _config(ds, "many_d")
+    share, even = ds["centred_share"].values, config_of(ds, "sparsity") / config_of(ds, "many_d")
     return judge(
         "Inertia shrinks alpha most where the solution is large: share of the shrinkage that falls on the truth's support, centred inputs",
         "the gradient X^T r / n is largest on the support; Even, Pesme, Gunasekar, Flammarion 2023 for gradient descent",
@@ -325,7 +317,7 @@ def _support(ds: Any) -> Claim:
 def _sparser(ds: Any, kind: str) -> Claim:
     norm, error = ds[f"{kind}_l1_slope"].values, ds[f"{kind}_error_slope"].values
     count, fewer, nearer = norm.size, int(np.sum(norm < 0)), int(np.sum(error < 0))
-    inputs = "centred inputs" if kind == "centred" else f"inputs of mean {_config(ds, 'shift'):g}"
+    inputs = "centred inputs" if kind == "centred" else f"inputs of mean {config_of(ds, 'shift'):g}"
     return judge(
         f"The larger lambda the sparser the solution and the smaller its error, {inputs}, to first order in lambda",
         f"{PPF}: small lambda helps to recover sparse solutions, as alpha falls",
@@ -382,7 +374,7 @@ def _sgd(ds: Any, parts: tuple[str, ...]) -> tuple[np.ndarray, float, float]:
 def _stochastic(ds: Any) -> Claim:
     off, limit, error = _sgd(ds, ("noise", "inertia"))
     plain = np.nanmean(ds["sgd_shrinkage"].values, axis=1) / np.nanmean(ds["sgd_plain"].values, axis=1)
-    b = _config(ds, "sgd_momentum")
+    b = config_of(ds, "sgd_momentum")
     return judge(
         f"SGD with momentum ({b:g}) shrinks alpha by the noise of step size gamma / (1 - b) and by its inertia",
         "first order in gamma: (gamma/(1-b)) (X^2)^T int r^2 / 2n + (gamma b/(1-b)^2) int (X^T r/n)^2, of which SGD has the first at b = 0",
@@ -406,59 +398,3 @@ def _no_inertia(ds: Any) -> Claim:
         holds=abs(limit) > 10 * error,
         control=True,
     )
-
-
-def plot(ds: Any) -> Any:
-    """Effective alpha against lambda, discrete methods against the flow, the effect on the error over problems, and SGD with momentum."""
-    figure, axes = new_figure(2, 2, size=(12.5, 8.6))
-    lam, whole = ds["lam"].values, _whole(ds)
-    panel = axes[0, 0]
-    lost = _shrinkage(ds, "flow")
-    panel.plot(lam[whole], lost[whole].max(axis=1), "^-", color=COLOURS["control"], markersize=4, label="largest feature")
-    panel.plot(lam[whole], lost[whole].mean(axis=1), "o-", color=COLOURS["sgf"], markersize=4, label="mean")
-    panel.plot(lam[whole], lam[whole] * ds["still_squares"].values.mean(), color=COLOURS["gd"], linewidth=1, label="mean, first order")
-    if not whole.all():
-        panel.axvline(lam[~whole][0], color=COLOURS["gd"], linestyle=":", linewidth=1.2, label="a weight goes through 0")
-    tidy(panel, title="What momentum takes from log α", x="λ", y="log α lost")
-    panel = axes[0, 1]
-    colours = (COLOURS["sgf"], COLOURS["sgd"], COLOURS["control"])
-    for name, style in (("ours", "-"), ("printed", "--")):
-        gaps = _apart(ds, name)
-        for m, marker in enumerate(("o", "s")):
-            for k, b in enumerate(ds["momentum"].values):
-                label = f"{NAMES[str(ds['method'].values[m])]}, b = {b:g}" if name == "ours" else None
-                colour = colours[k % len(colours)]
-                panel.plot(lam[:3], gaps[m, k], style, marker=marker, color=colour, markersize=4, linewidth=1.3, label=label)
-    panel.plot([], [], "--", color=COLOURS["gd"], label="dashed: printed λ = γ/(1−b)²")
-    tidy(panel, title="Discrete solution to the flow's, our λ and the printed one", x="λ", y="distance")
-    panel = axes[1, 0]
-    for name, colour, style, label in (
-        ("centred_error_slope", COLOURS["sgf"], "-", "centred inputs"),
-        ("shifted_error_slope", COLOURS["sgd"], "-", "inputs of mean " + format(_config(ds, "shift"), "g")),
-        ("centred_even_slope", COLOURS["sgf"], ":", "centred, α shrunk evenly"),
-        ("shifted_even_slope", COLOURS["sgd"], ":", "shifted, α shrunk evenly"),
-    ):
-        values = np.sort(ds[name].values)
-        panel.plot(values, np.arange(1, values.size + 1) / values.size, style, color=colour, label=label, linewidth=1.6)
-    panel.axvline(0, color=COLOURS["gd"], linewidth=1)
-    tidy(panel, title="Does momentum help? Error at small λ", x="d log error / dλ", y="part of the problems below", x_scale="linear", y_scale="linear")
-    panel.set_xscale("symlog", linthresh=1)
-    panel = axes[1, 1]
-    rate = ds["rate"].values
-    place = np.arange(len(rate))
-    noise, inertia = (np.nanmean(ds[f"sgd_{name}"].values, axis=1) / rate for name in ("noise", "inertia"))
-    panel.bar(place, noise, 0.5, color=COLOURS["sgd"], alpha=0.5, label="predicted: noise of step γ/(1−b)")
-    panel.bar(place, inertia, 0.5, bottom=noise, color=COLOURS["sgf"], alpha=0.5, label="predicted: inertia")
-    for name, marker, colour, label in (
-        ("shrinkage", "o", "#000000", "SGD with momentum"),
-        ("plain", "s", COLOURS["gd"], "SGD of step γ/(1−b)"),
-    ):
-        values = ds[f"sgd_{name}"].values / rate[:, None]
-        error = 2.6 * np.nanstd(values, axis=1) / np.sqrt(values.shape[1])
-        panel.errorbar(place, np.nanmean(values, axis=1), error, fmt=marker, color=colour, capsize=4, markersize=5, label=label)
-    tidy(panel, title="Stochastic: mean log α lost, over γ/(1−b)", x="γ / (1 − b)", y="log α lost / step", x_scale="linear", y_scale="linear")
-    panel.set_xticks(place, [f"{v:g}" for v in rate])
-    panel.set_ylim(top=1.45 * float(np.max(noise + inertia)))
-    for panel in axes.flat:
-        panel.legend(frameon=False, fontsize=8)
-    return figure

@@ -23,7 +23,7 @@ from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.certificate import row_space
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.noisy_sgd_claims import claims as claims
-from sgfbias.diagonal.noisy_sgd_claims import plot as plot
+from sgfbias.diagonal.noisy_sgd_figures import plot as plot
 from sgfbias.diagonal.perturbation import Response, response
 from sgfbias.diagonal.potential import u_from
 from sgfbias.diagonal.problem import SparseRegression

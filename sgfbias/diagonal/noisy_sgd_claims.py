@@ -1,4 +1,4 @@
-"""Claims and picture of the study `noisy-sgd`, from its dataset alone."""
+"""Claims of the study `noisy-sgd`, from its dataset alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from sgfbias.core.claim import Claim, bootstrap, judge, not_applicable
-from sgfbias.plotting import COLOURS, new_figure, tidy
 
 SSD = "Sander, Sylvestre, Durmus 2024, diagonal linear networks"
 ITO = "Itô's isometry for 4 sigma sqrt(gamma) int sqrt(L) dB', projected off the rows"
@@ -42,13 +41,13 @@ def claims(ds: Any) -> list[Claim]:
     ]
 
 
-def _config(ds: Any, name: str) -> Any:
+def config_of(ds: Any, name: str) -> Any:
     return json.loads(ds.attrs["config"])[name]
 
 
 def _expected(ds: Any) -> np.ndarray:
     """`16 (d - rank X) gamma sigma^2 int L` of every run, (sigma, seed)."""
-    rate = 16 * int(ds.attrs["outside"]) * float(_config(ds, "step_size"))
+    rate = 16 * int(ds.attrs["outside"]) * float(config_of(ds, "step_size"))
     return rate * np.square(ds["sigma"].values)[:, None] * ds["loss_integral"].values
 
 
@@ -87,7 +86,7 @@ def _identity(ds: Any) -> Claim:
 
 
 def _wrong_constants(ds: Any) -> Claim:
-    outside, d = int(ds.attrs["outside"]), int(_config(ds, "d"))
+    outside, d = int(ds.attrs["outside"]), int(config_of(ds, "d"))
     found = {
         "4 in place of 16, one sign of the weights only": _excess(ds, 0.25),
         "d in place of d - n, the noise in the rows counted": _excess(ds, d / outside),
@@ -116,14 +115,14 @@ def _shown(median: np.ndarray, slope: float) -> str:
 
 
 def _identity_in_weights(ds: Any) -> Claim:
-    rate = 16 * int(ds.attrs["outside"]) * float(_config(ds, "step_size")) * float(_config(ds, "weights_sigma")) ** 2
+    rate = 16 * int(ds.attrs["outside"]) * float(config_of(ds, "step_size")) * float(config_of(ds, "weights_sigma")) ** 2
     values = ds.sel(noise="isotropic")
     difference = values["weights_residual_square"].values - rate * values["weights_loss_integral"].values
     scale = rate * np.nanmean(values["weights_loss_integral"].values[-1])
     mean, error = _score(difference[-1] / scale)
     left, _ = _score((difference[-1] - difference[-2]) / scale)
     return judge(
-        f"The same in weights coordinates, where nothing holds by construction, alpha from int L alone; sigma = {_config(ds, 'weights_sigma'):g}",
+        f"The same in weights coordinates, where nothing holds by construction, alpha from int L alone; sigma = {config_of(ds, 'weights_sigma'):g}",
         ITO,
         predicted="mean square over the prediction 1, as dt -> 0",
         measured=f"{1 + mean:.3f} +- {error:.3f} at dt = gamma/16, {left:+.4f} from a quarter of that many steps",
@@ -163,11 +162,11 @@ def _not_kept(ds: Any) -> Claim:
 
 
 def _law(ds: Any) -> Claim:
-    values, sigma = ds.sel(noise="isotropic"), float(_config(ds, "weights_sigma"))
+    values, sigma = ds.sel(noise="isotropic"), float(config_of(ds, "weights_sigma"))
     off = values["weights_shrinkage"].values - values["weights_shrinkage_law"].values
     mean, error = _score(off[-1])
     left, _ = _score(off[-1] - off[-2])
-    added = 2 * float(_config(ds, "step_size")) * sigma**2 * np.nanmean(values["weights_loss_integral"].values[-1])
+    added = 2 * float(config_of(ds, "step_size")) * sigma**2 * np.nanmean(values["weights_loss_integral"].values[-1])
     return judge(
         "Isotropic noise shrinks alpha on top of SGD's own: log alpha loses 2 gamma (h + sigma^2) int L, weights coordinates",
         SSD,
@@ -230,7 +229,7 @@ def _linear(ds: Any) -> Claim:
     square, predicted = ds["distance_square"].values[at], ds["response_square"].values[at]
     scale = np.nanmean(predicted)
     mean, error = _score((square - predicted) / scale)
-    next_order = 16 * float(_config(ds, "step_size")) * sigma**2 * np.nanmean(ds["loss_integral"].values[at])
+    next_order = 16 * float(config_of(ds, "step_size")) * sigma**2 * np.nanmean(ds["loss_integral"].values[at])
     return judge(
         f"At small sigma ({sigma:g}) the solution is moved as far as the noise's variance alone says",
         FIRST,
@@ -355,58 +354,3 @@ def _lost(ds: Any) -> Claim:
         holds=max(lost.max(), inside.max()) <= 0.02 * ds.sizes["seed"] and weights == 0,
         reason="the step size is too large for this much noise",
     )
-
-
-def plot(ds: Any) -> Any:
-    """The residual against its law, the distance from the theorem's solution, the error and its parts, and weights against dt."""
-    figure, axes = new_figure(2, 2, size=(12.5, 8.6))
-    sigma = ds["sigma"].values[1:]
-    gamma, outside = float(_config(ds, "step_size")), int(ds.attrs["outside"])
-    line = np.geomspace(sigma[0] / 1.5, sigma[-1] * 1.5, 50)
-    panel = axes[0, 0]
-    values = np.sqrt(ds["residual_square"].values[1:])
-    low, high = np.nanquantile(values, [0.05, 0.95], axis=1)
-    panel.fill_between(sigma, low, high, color=COLOURS["sgf"], alpha=0.2, linewidth=0)
-    panel.plot(sigma, np.sqrt(np.nanmean(np.square(values), axis=1)), "o", color=COLOURS["sgf"], label="root mean square, middle 90% of the seeds")
-    rate = 16 * outside * gamma * np.nanmean(ds["loss_integral"].values[1])
-    panel.plot(line, np.sqrt(rate) * line, color=COLOURS["gd"], linewidth=1.2, label="4σ √(γ (d−n) E∫L), ∫L of the smallest σ")
-    tidy(panel, title="How far the theorem is broken", x="σ", y="|(I − P) arcsinh(β / 2α²)|")
-    panel = axes[0, 1]
-    root = np.sqrt(ds["distance_square"].values[1:])
-    low, high = np.nanquantile(root, [0.05, 0.95], axis=1)
-    panel.fill_between(sigma, low, high, color=COLOURS["control"], alpha=0.2, linewidth=0)
-    panel.plot(sigma, np.sqrt(np.nanmean(np.square(root), axis=1)), "o", color=COLOURS["control"], label="without the offset")
-    panel.plot(
-        sigma, np.sqrt(np.nanmean(ds["response_square"].values[1:], axis=1)), color=COLOURS["gd"], linewidth=1.2, label="first order, from the variance"
-    )
-    there = np.where(ds["loss"].values < TIGHT, ds["gap"].values, np.nan)[1:]
-    known = np.isfinite(there).any(axis=1)
-    panel.plot(sigma[known], np.nanmedian(there[known], axis=1), "s-", color=COLOURS["sgf"], markersize=4, label="with it, converged seeds")
-    tidy(panel, title="Distance of the endpoint from the programme's solution", x="σ", y="|β∞ − β|")
-    panel = axes[1, 0]
-    start = np.nanmean(ds["error"].values[0])
-    curves = (
-        ("error_without", "o--", COLOURS["control"], "smaller α alone (no offset)"),
-        ("error", "o-", COLOURS["sgf"], "SGD's and isotropic noise"),
-        ("error_inside", "s-", COLOURS["sgd"], "SGD's own noise, as much shrinkage"),
-    )
-    for name, style, colour, label in curves:
-        values = ds[name].values
-        mean = np.nanmean(values, axis=1) / start
-        error = 2.6 * np.nanstd(values, axis=1) / np.sqrt(values.shape[1]) / start
-        panel.fill_between(ds["sigma"].values, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
-        panel.plot(ds["sigma"].values, mean, style, color=colour, markersize=4, linewidth=1.5, label=label)
-    panel.axhline(1, color=COLOURS["gd"], linewidth=1)
-    tidy(panel, title="Error of the selected solution over that at σ = 0, means", x="σ", y="ratio", x_scale="linear", y_scale="linear")
-    panel = axes[1, 1]
-    for noise, colour, label in (
-        ("mean-loss", COLOURS["sgd"], "mean-loss"),
-        ("label", COLOURS["gd"], "label noise"),
-        ("isotropic", COLOURS["control"], "mean-loss + isotropic"),
-    ):
-        values = np.sqrt(ds["weights_residual_square"].sel(noise=noise).values)
-        panel.plot(ds["dt"].values, np.nanmedian(values, axis=1), "o-", color=colour, markersize=4, label=label)
-    tidy(panel, title="Residual in weights coordinates, median", x="dt / γ", y="|(I − P) arcsinh(β / 2α²)|")
-    for panel in axes.flat:
-        panel.legend(frameon=False, fontsize=8)
-    return figure
