@@ -117,7 +117,7 @@ MUTATIONS = {
     "an offset without effect": ("weights_gap_without", lambda v: v * 0 + 1e-3, "without the offset it does not"),
     "another endpoint": ("gap", lambda v: 1e3 * v, "has converged is at the programme"),
     "another response": ("distance_square", lambda v: 1.3 * v, "At small sigma"),
-    "a distance that does not grow": ("distance_square", lambda v: v[[0, 1, 1, 1, 1, 1, 1]], "The distance from the theorem"),
+    "a distance that does not grow": ("distance_square", lambda v: v[[0, 1, 1, 1, 1, 1]], "The distance from the theorem"),
     "a smaller alpha that does not help": ("error_without", lambda v: np.broadcast_to(v[:1], v.shape), "smaller alpha alone"),
     "an offset that helps": ("error", lambda v: v - 0.3, "The perturbed reference point raises"),
     "own noise that does worse": ("error_inside", lambda v: v + 0.3, "own noise does better"),
@@ -160,23 +160,22 @@ def test_bad_values_are_refused(change, message):
 @pytest.mark.slow
 def test_a_small_run_holds():
     small = study.Config(
-        seeds=64, steps=4000, sigmas=(0.0, 0.1, 0.4, 1.2), alpha=0.2, n=8, d=24, weights_seeds=64, weights_steps=200, alphas=(0.1,), problems=16
+        seeds=64, steps=3000, sigmas=(0.0, 0.1, 0.4, 1.2), alpha=0.2, n=8, d=24, weights_seeds=64, weights_steps=100, alphas=(0.1,), problems=8
     )  # fmt: skip
     dataset = study.run(small)
     assert dataset["residual_square"].dims == ("sigma", "seed")
     assert all(dataset[name].attrs["units"] for name in dataset.data_vars)
     # What needs many seeds, or a problem on which it is so, is left to the default size.
     broken = failed(study, dataset)
-    for words in (
+    expected = (
         "has the mean square",
         "other constants",
         "in weights coordinates",
         "keeps the theorem",
         "same residual",
-        "the offset",
-        "converged",
-    ):
-        assert words not in broken
+        "has converged",
+    )
+    assert [words for words in expected if words in broken] == [], broken
     assert study.plot(dataset) is not None
 
 

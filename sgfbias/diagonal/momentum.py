@@ -30,7 +30,7 @@ from sgfbias.diagonal.selection import select_many
 
 LAST = Record(times=2)
 BETA = "target / input"
-GENTLE = 0.02  # step size of gradient descent over the gentlest in use, where the inputs are centred
+GENTLE = 0.02  # step size of gradient descent on centred inputs; shifted ones have a direction in which it must be smaller
 METHODS = {"heavy ball": False, "nesterov": True}
 
 
@@ -206,11 +206,11 @@ def _flows(config: MomentumConfig, problem: SparseRegression, network: DiagonalN
     out.add("flow_loss", ("lam",), flows["loss"], "target^2")
     out.add("flow_log_alpha", ("lam", "feature"), flows["log_alpha"], "log weight")
     out.add("flow_selected", ("lam", "feature"), _landed(problem, flows["log_alpha"], flows["offset"]), BETA)
-    chosen = response(problem, network.log_alpha)
+    at = response(problem, network.log_alpha)
     out.add("still_squares", ("feature",), squares, "(target / input)^2 time")
-    out.add("still_selected", ("feature",), chosen.beta, BETA)
+    out.add("still_selected", ("feature",), at.beta, BETA)
     # log alpha falls by lambda int (X^T r / n)^2 to first order
-    out.add("still_derivative", ("feature",), chosen.tangent @ (-2 * chosen.beta * squares), BETA + " per time")
+    out.add("still_derivative", ("feature",), at.tangent @ (-2 * at.beta * squares), BETA + " per time")
     out.add("beta_star", ("feature",), problem.beta_star, BETA)
     return squares
 
@@ -276,8 +276,8 @@ def _many(config: MomentumConfig, shift: float) -> dict[str, Any]:
 
     def one(key: Array) -> dict[str, Array]:
         drawn = SparseRegression.sample(key, n=config.many_n, d=config.many_d, sparsity=config.sparsity, dtype=jnp.float64)
-        X = drawn.X + shift
-        problem = SparseRegression(X, X @ drawn.beta_star, drawn.beta_star)
+        X, truth = drawn.X + shift, jnp.asarray(drawn.beta_star)
+        problem = SparseRegression(X, X @ truth, truth)
         network = DiagonalNetwork.init(alpha=config.many_alpha, d=problem.d, dtype=jnp.float64)
         # Plain gradient descent has lambda = gamma / 2.
         runs = simulate(GradientDescent(gamma), network, problem, steps=steps, record=LAST)
@@ -287,8 +287,8 @@ def _many(config: MomentumConfig, shift: float) -> dict[str, Any]:
         def moved(shrinkage: Array) -> Array:
             return at.tangent @ (-2 * at.beta * shrinkage)
 
-        away = at.beta - problem.beta_star
-        error, on = away @ away, problem.beta_star != 0
+        away = at.beta - truth
+        error, on = away @ away, truth != 0
         return {
             "error_slope": 2 * (away @ moved(squares)) / error,
             "l1_slope": jnp.sign(at.beta) @ moved(squares),

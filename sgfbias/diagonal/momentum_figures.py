@@ -71,6 +71,6 @@ def plot(ds: Any) -> Any:
     )
     panel.set_xticks(bars, [f"{v:g}" for v in rate])
     panel.set_ylim(top=1.45 * float(np.max(noise + inertia)))
-    for panel, place, columns in zip(axes.flat, ("upper left", "lower left", "center left", "upper right"), (1, 2, 1, 1), strict=True):
+    for panel, place, columns in zip(axes.flat, ("upper left", "lower left", "center", "upper right"), (1, 2, 1, 1), strict=True):
         panel.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=8, loc=place, ncols=columns)
     return figure

@@ -44,7 +44,7 @@ class NoisySGDConfig:
     """Steps of the runs in mirror coordinates, dt = gamma."""
     step_size: float = 0.05
     """gamma."""
-    sigmas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2)
+    sigmas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2)
     """Strengths of the isotropic noise, the first one 0. At 1 it shrinks log alpha as much as SGD's own noise on standard features."""
     alpha: float = 0.1
     """Scale of the initialisation."""
@@ -214,7 +214,7 @@ def _ladder(config: NoisySGDConfig, problem: SparseRegression, network: Diagonal
     without = select_many(problem, law).beta
     spread = _responses(problem, law).spread
     # As much shrinkage per unit of loss, on average over the features, by noise in the span of the rows.
-    inside = flow(1 + sigma**2 / float(jnp.mean(problem.h)), 0.0)
+    inside = flow(1 + sigma**2 / float(jnp.mean(problem.h)), 0.0) if sigma else runs
     error = jax.vmap(problem.validation_error)
 
     def norm_square(v: Array) -> Array:

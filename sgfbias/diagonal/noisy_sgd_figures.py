@@ -47,7 +47,7 @@ def plot(ds: Any) -> Any:
     curves = (
         ("error_without", "o--", COLOURS["control"], "smaller α alone (no offset)"),
         ("error", "o-", COLOURS["sgf"], "SGD's and isotropic noise"),
-        ("error_inside", "s-", COLOURS["sgd"], "SGD's own noise, as much shrinkage"),
+        ("error_inside", "s-", COLOURS["sgd"], "SGD's own noise, as much shrinkage per loss"),
     )
     for name, style, colour, label in curves:
         values = ds[name].values
