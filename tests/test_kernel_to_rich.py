@@ -1,0 +1,170 @@
+"""The study `kernel-to-rich`: its constants and exponents against the programme, every claim told right from wrong on a made-up dataset, and a small run."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from helpers import failed, mutated, outside_row_space
+from scipy.special import lambertw
+
+import sgfbias as sgf
+from sgfbias.diagonal import kernel_to_rich as study
+from sgfbias.diagonal import kernel_to_rich_theory as theory
+
+DEPTHS, DRAWS, FEATURES = (2, 3, 4), 3, 6
+
+
+def made_up():
+    """What theory would have a run find, with next-order terms."""
+    depth, draw, alpha = np.array(DEPTHS), np.arange(DRAWS), np.geomspace(1e-3, 20, 9)
+    rise = alpha / (1 + alpha)
+    shape = (len(DEPTHS), DRAWS, alpha.size)
+    worst = []
+    for p in DEPTHS:
+        constant, order = theory.worst_excess(p)[0], study.ORDERS
+        more = theory.worst_excess_next() * order**2 + 0.01 * order**3 if p == 2 else 1.2 * constant * order**2
+        worst.append(constant * order + more)
+    rich = [study.TARGETS * (1 + 0.3 * study.TARGETS ** (0.3 if p == 2 else (p - 2) / p)) for p in DEPTHS]
+    predicted = np.tile(np.linspace(-1, 1, FEATURES), (len(DEPTHS), 2, 1))
+    flow = predicted[:, :, None] + np.array([1e-7, 1e-11])[:, None]
+    columns = {
+        "l1": (("depth", "draw", "alpha"), np.broadcast_to(1 + rise, shape)),
+        "l2": (("depth", "draw", "alpha"), np.broadcast_to(2 - rise, shape)),
+        "error": (("depth", "draw", "alpha"), np.broadcast_to(rise**2, shape)),
+        "l1_slope": (("draw", "alpha"), np.full(shape[1:], 0.1)),
+        "l1_least": (("draw",), np.ones(DRAWS)),
+        "l2_least": (("draw",), np.ones(DRAWS)),
+        "recovered": (("draw",), np.ones(DRAWS, bool)),
+        "certificate": (("draw",), np.full(DRAWS, 0.5)),
+        "rich_excess": (("depth", "draw", "target"), np.tile(np.stack(rich)[:, None], (1, DRAWS, 1))),
+        "worst_excess": (("depth", "order"), np.stack(worst)),
+        "kernel_distance": (("depth", "draw", "scale"), np.broadcast_to(study.SCALES**-2.0, (len(DEPTHS), DRAWS, study.SCALES.size))),
+        "kernel_gap": (("depth", "draw", "scale"), np.broadcast_to(0.1 * study.SCALES**-2.0, (len(DEPTHS), DRAWS, study.SCALES.size))),
+        "flow_beta": (("depth", "flow_alpha", "tolerance", "feature"), flow),
+        "flow_predicted": (("depth", "flow_alpha", "feature"), predicted),
+        "flow_as_two": (("depth", "flow_alpha", "feature"), predicted + np.array([0, 0.1, 0.1])[:, None, None]),
+        "convention_beta": (("convention", "feature"), np.array([[1.0] * 5 + [2.0], [1.0] * 5 + [2.0], [2.0] * 5 + [3.0]])),
+        "convention_potential": (("potential",), np.array([2.0, 2.0])),
+    }
+    for end in ("rich", "kernel"):
+        columns[f"bound_{end}_log_alpha"] = (("draw", "eps"), np.zeros((DRAWS, len(study.EPS))))
+        columns[f"bound_{end}_excess"] = (("draw", "eps"), np.full((DRAWS, len(study.EPS)), 1e-3))
+    coords = {"depth": depth, "draw": draw, "alpha": alpha, "target": study.TARGETS, "order": study.ORDERS, "scale": study.SCALES}
+    coords |= {"tolerance": np.array(study.TOLERANCES), "flow_alpha": np.array([0.1, 1.0]), "eps": np.array(study.EPS)}
+    return xr.Dataset({name: (dims, np.array(value)) for name, (dims, value) in columns.items()}, coords)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return made_up()
+
+
+def test_what_theory_predicts_passes_and_is_drawn(dataset):
+    assert failed(study, dataset) == ""
+    assert all(claim.verdict == "holds" for claim in study.claims(dataset))
+    assert study.plot(dataset) is not None
+
+
+MUTATIONS = {
+    "another constant": ("worst_excess", lambda v: v * np.array([[1.01], [1], [1]]), "Depth 2: over all problems"),
+    "another next order": ("worst_excess", lambda v: v * (1 + np.array([[0], [1], [0]]) * study.ORDERS**0.5), "Depth 3: over all problems"),
+    "depth 3 that needs exponentially small alpha": (
+        "worst_excess",
+        lambda v: v[[0, 0, 2]] / np.log(1 / study.ORDERS) ** 2,
+        "Control: at depth 3",
+    ),
+    "another exponent at depth 2": ("rich_excess", lambda v: v ** np.array([1.1, 1, 1])[:, None, None], "Depth 2: on any one problem"),
+    "another exponent at depth 4": ("rich_excess", lambda v: v ** np.array([1, 1, 1.1])[:, None, None], "Depth 4: on any one problem"),
+    "draws without one minimiser": ("certificate", lambda v: v + 0.5 * (np.arange(DRAWS) == 0), "Depth 2: on any one problem"),
+    "another correction at large alpha": ("kernel_gap", lambda v: v + 0.01, "Depth 3: at large alpha"),
+    "alpha too large for minimum l1": ("bound_rich_excess", lambda v: v + 0.2, "the l1 norm is within"),
+    "alpha too small for minimum l2": ("bound_kernel_excess", lambda v: v + 0.2, "the squared l2 norm is within"),
+    "less than the least": ("bound_rich_excess", lambda v: v - 0.2, "the l1 norm is within"),
+    "an l1 norm that falls": ("l1", lambda v: v[..., ::-1], "The transition is monotone"),
+    "an l2 norm that rises": ("l2", lambda v: v[..., ::-1], "The transition is monotone"),
+    "a curve that falls": ("l1_slope", lambda v: -v, "The transition is monotone"),
+    "an error that falls": ("error", lambda v: v[..., ::-1], "The larger alpha"),
+    "one draw's error that falls once": ("error", lambda v: v * np.where(np.arange(9) == 4, 30, 1), "The larger alpha"),
+    "a flow that ends elsewhere": ("flow_beta", lambda v: v + 1e-4, "Depth 4: gradient flow"),
+    "depth 3 as depth 2": ("flow_as_two", lambda v: v[[0, 0, 0]], "Control: the deeper flows"),
+    "another potential": ("convention_potential", lambda v: v * np.array([1, 4]), "Their Q_alpha"),
+    "another clock": ("convention_beta", lambda v: v[[0, 2, 2]], "Their loss"),
+    "a clock of no consequence": ("convention_beta", lambda v: v[[0, 0, 0]], "Their loss"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_claims_can_fail(dataset, name):
+    variable, change, words = MUTATIONS[name]
+    assert words in failed(study, mutated(dataset, variable, change))
+
+
+def test_the_worst_case_constants():
+    """Depth 2 in closed form; depth 4, q = 2, against a brute search; the peak of a parabola's neighbour."""
+    constant, place = theory.worst_excess(2)
+    assert constant == pytest.approx(0.27846454276)
+    assert place == pytest.approx(1 + lambertw(np.exp(-1)).real)
+    b = np.linspace(0.01, 0.99, 20001)  # of beta_2, s = b^{-1/2} - (1 - b)^{-1/2}
+    s = b**-0.5 - (1 - b) ** -0.5
+    assert theory.worst_excess(4)[0] == pytest.approx((s * b).max(), rel=1e-6)
+    x = np.linspace(-1, 1, 41)
+    assert theory.peak(x, np.cos(x - 0.123)) == pytest.approx(1, abs=1e-10)
+    assert np.isnan(theory.peak(x, x))
+
+
+def test_the_certificate_is_that_of_two_features():
+    X = np.array([[1.0, 0.7]])
+    assert theory.largest_certificate(X, np.array([1.0, 0.0])) == pytest.approx(0.7)
+    assert theory.fixed_exponent(2, 0.7) == pytest.approx(0.6)
+    assert theory.fixed_exponent(3, 0.7) == 3
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_the_programme_of_two_features_has_the_worst_excess_and_the_kernel_shift(depth):
+    order = 1e-3
+    constant, place = theory.worst_excess(depth)
+    log_alpha = -1 / (2 * order) if depth == 2 else np.log(order) / (depth - 2)
+    delta = place * order
+    problem = sgf.SparseRegression(jnp.array([[1.0, 1 - delta]]), jnp.ones(1))
+    beta = sgf.select(problem, log_alpha, depth=depth).beta
+    assert float(delta * beta[1]) == pytest.approx(constant * order, rel=5 * order)
+    least = np.asarray(sgf.minimum_l2(problem))
+    shift = theory.kernel_shift(np.asarray(problem.X), least, depth)
+    assert np.linalg.norm(np.asarray(problem.X) @ shift) < 1e-12
+    wide = sgf.SparseRegression(jnp.array([[1.0, 0.4]]), jnp.ones(1))
+    least = np.asarray(sgf.minimum_l2(wide))
+    shift = theory.kernel_shift(np.asarray(wide.X), least, depth)
+    moved = np.asarray(sgf.select(wide, np.log(20.0) / depth, depth=depth).beta) - least
+    np.testing.assert_allclose(moved, shift / 20**2, rtol=0.02)
+    assert outside_row_space(wide.X, shift) == pytest.approx(np.linalg.norm(shift))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"draws": 1}, "draws must be at least 2"),
+        ({"alpha_low": 0.0}, "alpha_low must be positive"),
+        ({"alpha_high": 1e-9}, "alpha_high must be finite and above"),
+        ({"n": 40}, "n must be at least 2 and below d = 40"),
+        ({"flow_n": 1}, "flow_n must be at least 2"),
+        ({"sparsity": 30}, "sparsity must be from 1 to flow_d = 20"),
+        ({"depths": (3, 4)}, "depths must be increasing"),
+        ({"depths": (2,)}, "depths must be increasing"),
+        ({"flow_alphas": (0.1, -1.0)}, "flow_alphas must be positive"),
+        ({"flow_time": float("inf")}, "flow_time must be positive"),
+    ],
+)
+def test_bad_values_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        study.run(dataclasses.replace(study.Config(), **change))
+
+
+@pytest.mark.slow
+def test_a_small_run_from_end_to_end():
+    small = study.Config(draws=2, levels=8, depths=(2, 3), flow_alphas=(0.3,), flow_n=5, flow_d=10, n=12, d=24, sparsity=2, problem_seed=1)
+    dataset = study.run(small)
+    assert failed(study, dataset) == ""
+    assert all("units" in dataset[name].attrs for name in dataset.data_vars)
+    assert study.plot(dataset) is not None
