@@ -11,7 +11,7 @@ from helpers import failed, mutated, outside_row_space, small_problem
 
 import sgfbias as sgf
 from sgfbias.diagonal import edge_of_stability as study
-from sgfbias.diagonal import edge_of_stability_claims as told
+from sgfbias.diagonal.edge_of_stability_family import edges
 
 DRAWS, LEVELS, BATCHES, SEEDS, FEATURES, SUPPORT = 8, 25, (1, 2, 4), 2, 30, 3
 N = 20
@@ -51,9 +51,9 @@ def made_up():
     for name, edge, sign, shape in (("gd", 1.0, 1, full), ("shifted", -1.0, -1, np.where(on, 0.42, 0.4))):
         columns |= {f"{name}_loss": (("draw", "level"), loss(edge)), f"{name}_error": (("draw", "level"), error(edge, sign))}
         columns |= {f"{name}_{v}": (("draw", "level", "feature"), gain(shape)) for v in ("gain", "half_gain")}
-    dims, edges = ("batch", "draw", "level", "seed"), (-1.0, -0.5, 0.25)
-    columns["sgd_loss"] = (dims, np.stack([loss(e, (SEEDS,)) for e in edges]))
-    columns["sgd_error"] = (dims, np.stack([error(e, -1, (SEEDS,)) for e in edges]))
+    dims, limits = ("batch", "draw", "level", "seed"), (-1.0, -0.5, 0.25)
+    columns["sgd_loss"] = (dims, np.stack([loss(e, (SEEDS,)) for e in limits]))
+    columns["sgd_error"] = (dims, np.stack([error(e, -1, (SEEDS,)) for e in limits]))
     gains = np.stack([gain(full + each / b, (SEEDS,)) for b in BATCHES])
     columns |= {f"sgd_{v}": ((*dims, "feature"), gains.copy()) for v in ("gain", "half_gain")}
     law = ("law", "draw", "law_level")
@@ -101,6 +101,11 @@ MUTATIONS = {
     "an uneven gain on uncentred inputs": ("shifted_gain", lambda v: v * np.where(np.arange(FEATURES) < SUPPORT, 8, 1), "far more even"),
     "gradient descent that recovers": ("gd_error", lambda v: 1 / v, "gradient descent recovers the truth worse"),
     "SGD that does not": ("sgd_error", lambda v: 1 / v, "SGD, batch 4 recovers the truth better"),
+    "solutions that were not found": (
+        "sgd_error",
+        lambda v: np.where(np.arange(DRAWS)[:, None, None] == 0, v * [1, np.nan], v),
+        "SGD, batch 2 recovers",
+    ),
     "no trend of gradient descent": ("gd_error", lambda v: np.where(np.arange(LEVELS) > 5, 1.0, v), "gradient descent gets worse"),
     "no trend of SGD": ("sgd_error", lambda v: np.where(np.arange(LEVELS)[:, None] > 13, 1.0, v), "SGD, batch 1 gets better"),
     "no window": (
@@ -123,7 +128,7 @@ def test_claims_can_fail(dataset, name):
 
 def test_an_edge_has_only_convergence_below_it():
     loss = np.array([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])[..., None]
-    np.testing.assert_array_equal(told.edges(loss, np.ones(3)), [2, 4, 0])
+    np.testing.assert_array_equal(edges(loss, np.ones(3)), [2, 4, 0])
 
 
 def test_the_recursion_is_the_packages_gradient_descent_and_obeys_its_law():

@@ -28,7 +28,7 @@ def made_up():
         worst.append(constant * order + more)
     rich = [study.TARGETS * (1 + 0.3 * study.TARGETS ** (0.3 if p == 2 else (p - 2) / p)) for p in DEPTHS]
     predicted = np.tile(np.linspace(-1, 1, FEATURES), (len(DEPTHS), 2, 1))
-    flow = predicted[:, :, None] + np.array([1e-7, 1e-11])[:, None]
+    flow = predicted[:, :, None] + 1e-11
     columns = {
         "l1": (("depth", "draw", "alpha"), np.broadcast_to(1 + rise, shape)),
         "l2": (("depth", "draw", "alpha"), np.broadcast_to(2 - rise, shape)),

@@ -195,7 +195,7 @@ def _flow(ds: Any, depth: int) -> Claim:
         predicted="no difference but the solver's",
         measured="; ".join(f"largest {gap[:, k].max():.1e} at rtol {t:.0e}" for k, t in enumerate(tolerance))
         + f" (alpha {', '.join(f'{a:g}' for a in ds['flow_alpha'].values)})",
-        tolerance="of the largest coordinate at most 10 times rtol, at both",
+        tolerance="of the largest coordinate at most 10 times rtol",
         holds=np.all(gap < 10 * tolerance),
     )
 
