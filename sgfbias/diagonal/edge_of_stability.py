@@ -224,15 +224,15 @@ def _sweep(config: EdgeOfStabilityConfig, X: np.ndarray, truth: np.ndarray, gamm
     shape = gamma.shape if batch is None else (*gamma.shape, config.seeds)
     draw = np.indices(shape)[0].ravel()
     steps = np.broadcast_to(gamma.reshape(gamma.shape + (1,) * (len(shape) - 2)), shape).ravel()
-    log_start = jnp.full((draw.size, config.d), _log_start(config))
-    network = DiagonalNetwork(log_start, jnp.zeros_like(log_start), jnp.zeros_like(log_start))
+    start = DiagonalNetwork.init(log_alpha=_log_start(config), d=config.d, dtype=jnp.float64)
+    network = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (draw.size, *leaf.shape)), start)
     first = seeds(0, draw.size)
     second = jax.vmap(lambda k: jax.random.fold_in(k, SECOND_HALF))(first)
     data = tuple(jnp.asarray(v) for v in (X[draw], _targets(X, truth)[draw], steps))
     found = {}
     for name, keys in (("half_gain", first), ("gain", second)):
         network, loss = tile_map(lambda tile: _half(tile, batch, config.steps // 2), (*data, keys, network))
-        found[name] = np.asarray(2 * (log_start - network.log_alpha))
+        found[name] = np.asarray(2 * (start.log_alpha - network.log_alpha))
     loss = np.asarray(loss)
     beta = solutions(X[draw], data[1], np.asarray(network.log_alpha), np.asarray(network.offset))
     found |= {"loss": np.where(np.isfinite(loss), loss, np.inf), "error": np.square(beta - truth[draw]).sum(axis=-1)}

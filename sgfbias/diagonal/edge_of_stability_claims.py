@@ -212,7 +212,7 @@ def _uncentred_shape(ds: Any, gd: Family, shifted: Family) -> list[Claim]:
             holds=row[2] < middle < centred[1],
         ),
         judge(
-            "and it is even",
+            f"On inputs of mean {mean:g} the gain of gradient descent is even on every coordinate, to the first order in 1/mean",
             source,
             predicted="gain on over off the support 1, up to a part 1/mean",
             measured=f"{_times(row)}: {parts}",
