@@ -173,7 +173,6 @@ def test_a_small_run_from_end_to_end():
         "Control: without the offset",
         "one step size, one gain",
         "At the start",
-        "So is the gain",
         "SGD, batch 1 recovers",
     ):
         assert must not in words
