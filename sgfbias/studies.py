@@ -21,6 +21,7 @@ STUDIES = {
     "noise-schedule": "sgfbias.diagonal.noise_schedule",
     "saddle-to-saddle": "sgfbias.diagonal.saddle_to_saddle",
     "noisy-sgd": "sgfbias.diagonal.noisy_sgd",
+    **{f"pesme2021.fig{k}": f"sgfbias.diagonal.pesme2021.fig{k}" for k in range(1, 6)},
     "svag": "sgfbias.diagonal.svag",
     "weak-error": "sgfbias.diagonal.weak_error",
 }

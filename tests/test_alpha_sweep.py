@@ -39,7 +39,7 @@ def test_gradient_descent_tends_to_the_programme_at_the_initial_alpha():
     gaps = []
     for gamma, steps in ((0.1, 4000), (0.05, 8000), (0.025, 16000)):
         runs = sgf.simulate(sgf.GradientDescent(gamma), network, problem, steps=steps, record=study.LAST)
-        gaps.append(abs(study._selected(runs, problem)[0] - limit))
+        gaps.append(abs(study.selected_errors(runs, problem)[0] - limit))
     assert gaps[1] < 0.7 * gaps[0]
     assert gaps[2] < 0.7 * gaps[1]
 

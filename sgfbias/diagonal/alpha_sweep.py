@@ -94,8 +94,8 @@ def _drawn(config: AlphaSweepConfig) -> tuple[SparseRegression, DiagonalNetwork]
     return problem, DiagonalNetwork.init(alpha=config.alpha, d=config.d, dtype=jnp.float64)
 
 
-def _selected(runs: Trajectory, problem: SparseRegression) -> np.ndarray:
-    """Error of the solution that each run's own law selects, if nothing more were to shrink alpha; NaN for a seed that diverged."""
+def selected_errors(runs: Trajectory, problem: SparseRegression) -> np.ndarray:
+    """Errors (seeds,) of the solutions that the runs' own laws select, if nothing more were to shrink alpha; NaN for a seed that diverged."""
     log_alpha, offset, bad = (jnp.atleast_1d(v) for v in (runs.final["log_alpha"], runs.final["offset"], runs.diverged))
     if runs.status.ndim == 0:
         log_alpha, offset = log_alpha[None], offset[None]
@@ -133,8 +133,8 @@ def cell(config: AlphaSweepConfig, keys: Array) -> dict[str, np.ndarray]:
         quiet = simulate(StochasticGradientFlow(gamma / QUIET, dt=gamma), network, problem, keys=keys, steps=config.flow_steps, record=LAST)
         landed = land(flow)
         return {
-            "sgd_error": _selected(whole, problem),
-            "sgd_half_error": _selected(half, problem),
+            "sgd_error": selected_errors(whole, problem),
+            "sgd_half_error": selected_errors(half, problem),
             "flow_error": np.asarray(landed.validation_error),
             "flow_distance": np.asarray(landed.error),
             "quiet_error": np.asarray(land(quiet).validation_error),
@@ -178,7 +178,7 @@ def run(config: AlphaSweepConfig, *, say: Callable[[str], None] = lambda line: N
         descent = []
         for alpha in alphas:
             start = DiagonalNetwork.init(alpha=float(alpha), d=config.d, dtype=jnp.float64)
-            descent.append(_selected(simulate(GradientDescent(gamma), start, problem, steps=config.steps, record=LAST), problem)[0])
+            descent.append(selected_errors(simulate(GradientDescent(gamma), start, problem, steps=config.steps, record=LAST), problem)[0])
         dataset = stored[[name for name in stored.data_vars if stored[name].dims == ("alpha", "seed")]]
         for name in dataset.data_vars:
             dataset[name].attrs["units"] = "(target / input)^2" if str(name).endswith("error") else "1"

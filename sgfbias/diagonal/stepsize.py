@@ -12,6 +12,7 @@ import numpy as np
 from sgfbias.core.brownian import seeds
 from sgfbias.core.descent import StochasticGradientDescent
 from sgfbias.core.flow import StochasticGradientFlow
+from sgfbias.core.noise import LabelNoise
 from sgfbias.core.simulate import simulate
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.problem import SparseRegression
@@ -40,7 +41,13 @@ class Probe:
 
 
 def find_step_size(
-    problem: SparseRegression, network: DiagonalNetwork, *, probes: int = 128, steps: int = 3000, candidates: Any = None
+    problem: SparseRegression,
+    network: DiagonalNetwork,
+    *,
+    probes: int = 128,
+    steps: int = 3000,
+    candidates: Any = None,
+    label_noise: Any = None,
 ) -> tuple[float, list[Probe]]:
     """The largest candidate for which every probe seed of SGD and of the mean-loss flow settles, and all that was tried.
 
@@ -48,6 +55,7 @@ def find_step_size(
     first success is taken: nothing is assumed about the ones below it.
 
     **Arguments:** `probes` seeds and `steps` per candidate; `candidates`, by default 16 from `2 / lambda_max(X^T X / n)` down by .85 each.
+    `label_noise`: that SGD and the flow have, a number or a schedule; the loss falls to a tenth only once it is off.
 
     **Raises:** `ValueError` if no candidate converges, with what was tried.
     """
@@ -57,15 +65,16 @@ def find_step_size(
     keys = seeds(0, probes, root=PROBE_ROOT)
     start = float(problem.risk(network))
     tried: list[Probe] = []
+    noise = None if label_noise is None else LabelNoise(label_noise)
 
     def settled(dynamics: Any) -> float:
         runs = simulate(dynamics, network, problem, keys=keys, steps=steps)
         return float(jnp.mean(~runs.diverged & (runs.final["loss"] <= FALL * start)))
 
     for gamma in np.sort(np.asarray(candidates, np.float64))[::-1]:
-        sgd = settled(StochasticGradientDescent(gamma, integral="examples"))
+        sgd = settled(StochasticGradientDescent(gamma, label_noise=label_noise, integral="examples"))
         # The flow is only worth a probe where SGD settles.
-        tried.append(Probe(float(gamma), sgd, settled(StochasticGradientFlow(gamma)) if sgd == 1 else float("nan")))
+        tried.append(Probe(float(gamma), sgd, settled(StochasticGradientFlow(gamma, noise)) if sgd == 1 else float("nan")))
         if tried[-1].converged:
             return float(gamma), tried
     report = "\n  ".join(map(str, tried))
