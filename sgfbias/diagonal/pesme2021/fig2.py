@@ -300,13 +300,13 @@ def plot(ds: Any) -> Any:
             panel.set_ylim(bottom=1e-16)
         panel.legend(frameon=False, fontsize=8)
     panel = axes[1, 1]
+    panel.plot(ds["point"].values, ds["curve_error"].values, color="black", linewidth=1, label="theorem 1")
     for name in ("sgd", "sgf"):
         label, colour = common.NAMES[name]
         S, error = common.final(ds, name, "loss_integral"), common.final(ds, name)
         panel.plot(S, error, ".", color=colour, markersize=3, alpha=0.6, label=f"{label}, a dot per seed")
     panel.plot(ds["weights_loss_integral"].values, ds["weights_validation_error"].values, "x", color=COLOURS["control"], markersize=4)
     panel.plot([], [], "x", color=COLOURS["control"], label="flow, Euler in w, dt = γ/10")
-    panel.plot(ds["point"].values, ds["curve_error"].values, color="black", linewidth=1, label="theorem 1")
     panel.plot(float(common.final(ds, "gd", "loss_integral")), float(common.final(ds, "gd")), "s", color=COLOURS["gd"], label="GD")
     S = common.final(ds, "sgd", "loss_integral")
     errors = np.concatenate([common.final(ds, "sgd"), common.final(ds, "sgf")])
