@@ -21,7 +21,7 @@ FIGURES = {1: fig1, 2: fig2, 3: fig3, 4: fig4, 5: fig5}
 TINY = {"n": 20, "d": 50, "sparsity": 3, "step_size": 0.15}
 SMALL = {
     1: fig1.Config(
-        **TINY, seeds=64, steps=4000, levels=3, alpha_low=0.003, alpha_high=0.05, sweep_steps=4000, problems=5, alpha=0.02, problem_seed=1
+        **(TINY | {"step_size": 0.2}), steps=4000, levels=3, alpha_low=0.003, alpha_high=0.05, sweep_steps=6000, problems=7, alpha=0.02
     ),
     2: fig2.Config(**TINY, seeds=128, steps=3000, scheme_steps=1500),
     3: fig3.Config(**TINY, steps=4000, scheme_steps=300, path_steps=200, alpha=0.02),
@@ -45,7 +45,7 @@ def test_they_are_registered_each_with_the_papers_size():
     ("k", "change", "message"),
     [
         (1, {"alpha": -1.0}, "alpha must be positive and finite, but is -1"),
-        (1, {"problems": 2}, "problems must be at least 5"),
+        (1, {"problems": 2}, "problems must be at least 7"),
         (2, {"step_size": 0.0}, "step_size must be positive and finite, or auto"),
         (2, {"scheme_seeds": 1}, "scheme_seeds must be at least 8"),
         (3, {"seeds": 4}, "seeds must be at least 8"),

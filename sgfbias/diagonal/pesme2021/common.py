@@ -163,7 +163,7 @@ def below(ds: Any, name: str, word: str, source: str, *, than: str = "gd", than_
         f"The final error of {word} is below {than_word} (median)",
         source,
         predicted=f"below {bound:.3g}",
-        measured=f"{middle(sample)}; below for {np.mean(sample < bound):.0%} of {sample.size} seeds",
+        measured=f"{middle(sample)}; below for {np.mean(sample < bound):.1%} of {sample.size} seeds",
         tolerance="99% interval below",
         holds=high < bound,
         reason="noise did not lower the error here",
