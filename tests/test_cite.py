@@ -22,7 +22,7 @@ from sgfbias.diagonal.certificate import Selection
 from sgfbias.studies import STUDIES, study_named
 
 PACKAGE = Path(sgf.__file__).parent
-NAMED = re.compile(r"((?:[A-Z][\w-]*, )*[A-Z][\w-]*)( et al\.)? ((?:19|20)\d\d)\b")  # Pesme, Flammarion 2023; Woodworth et al. 2020
+NAMED = re.compile(r"\b((?:[A-Z][\w-]*, )*[A-Z][\w-]*)( et al\.)? ((?:19|20)\d\d)\b")  # Pesme, Flammarion 2023; Woodworth et al. 2020
 
 
 def keys(text):

@@ -92,6 +92,9 @@ class EdgeOfStabilityConfig:
 Config = EdgeOfStabilityConfig
 # Their figure 1 is the default's size (n, d, s, alpha) = (20, 30, 3, .1); more problems and longer runs are what more time buys.
 PAPER = EdgeOfStabilityConfig(draws=64, seeds=16, steps=100_000)
+REFERENCES = {
+    "even2023": "the gain of gradient descent and SGD, and the edge of stability",
+}
 
 
 @eqx.filter_jit

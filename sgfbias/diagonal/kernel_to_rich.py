@@ -104,6 +104,9 @@ Config = KernelToRichConfig
 PAPER = KernelToRichConfig(
     n=100, d=1000, sparsity=5, draws=4
 )  # their figure 1 (sparse regression); its alphas are within the default range
+REFERENCES = {
+    "woodworth2020": "the kernel and the rich regime, and how small alpha must be at each depth",
+}
 
 
 def drawn(config: KernelToRichConfig, k: int, n: int, d: int) -> SparseRegression:

@@ -104,6 +104,11 @@ class MomentumConfig:
 
 Config = MomentumConfig
 PAPER = Config(problems=256, many_n=40, many_d=100, seeds=1024, records=2000)
+REFERENCES = {
+    "papazov2024": "the momentum flow and its law",
+    "even2023": "where the gradient of gradient descent is large",
+    "woodworth2020": "the limit of small alpha",
+}
 
 
 def step_size(lam: float, b: float, *, nesterov: bool, printed: bool = False) -> float:

@@ -91,6 +91,10 @@ class NoisySGDConfig:
 
 Config = NoisySGDConfig
 PAPER = Config(seeds=1024, steps=40_000, step_size=0.02, n=40, d=100, sparsity=5, weights_seeds=256, weights_steps=1000)
+REFERENCES = {
+    "sander2024": "isotropic noise and what it does to the bias",
+    "pesme2021": "the theorem that it breaks",
+}
 
 
 def run(config: NoisySGDConfig, *, say: Callable[[str], None] = lambda line: None) -> Any:

@@ -56,6 +56,10 @@ class Fig1Config(FigureConfig):
 
 Config = Fig1Config
 PAPER = Fig1Config(steps=1_000_000, sweep_steps=100_000, seeds=256, problems=32)
+REFERENCES = {
+    "pesme2021": "figure 1",
+    "even2023": "the exact law of SGD",
+}
 
 
 def run(config: Fig1Config, *, say: Say = lambda line: None) -> Any:

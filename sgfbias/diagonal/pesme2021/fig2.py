@@ -57,6 +57,10 @@ class Fig2Config(FigureConfig):
 
 Config = Fig2Config
 PAPER = Fig2Config(steps=100_000, scheme_steps=100_000)
+REFERENCES = {
+    "pesme2021": "figure 2",
+    "even2023": "the exact law of SGD",
+}
 
 
 def run(config: Fig2Config, *, say: Say = lambda line: None) -> Any:

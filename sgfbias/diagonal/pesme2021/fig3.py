@@ -49,6 +49,9 @@ class Fig3Config(FigureConfig):
 
 Config = Fig3Config
 PAPER = Fig3Config(scheme_steps=100_000)
+REFERENCES = {
+    "pesme2021": "figure 3",
+}
 
 
 def run(config: Fig3Config, *, say: Say = lambda line: None) -> Any:

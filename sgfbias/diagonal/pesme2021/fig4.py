@@ -60,6 +60,9 @@ class Fig4Config(FigureConfig):
 
 Config = Fig4Config
 PAPER = Fig4Config(steps=1_000_000)
+REFERENCES = {
+    "pesme2021": "figure 4",
+}
 
 
 def run(config: Fig4Config, *, say: Say = lambda line: None) -> Any:

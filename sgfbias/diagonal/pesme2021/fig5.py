@@ -36,6 +36,10 @@ class Fig5Config(FigureConfig):
 
 Config = Fig5Config
 PAPER = Fig5Config(seeds=256)
+REFERENCES = {
+    "pesme2021": "figure 5",
+    "even2023": "the exact law of SGD",
+}
 
 
 def run(config: Fig5Config, *, say: Say = lambda line: None) -> Any:
