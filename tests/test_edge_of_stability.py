@@ -166,7 +166,7 @@ def test_bad_values_are_refused(change, message):
 
 @pytest.mark.slow
 def test_a_small_run_from_end_to_end():
-    dataset = study.run(study.Config(draws=8, seeds=2, steps=2000, batch_sizes=(1, 2)))
+    dataset = study.run(study.Config(draws=8, seeds=2, steps=8000, batch_sizes=(1, 2)))
     words = failed(study, dataset)
     for must in (
         "Exact law",
