@@ -59,6 +59,10 @@ class AbstractCoordinates(eqx.Module):
         """`-grad(gamma/4 |grad L|^2)` as a tangent: the extra drift of the second-order modified equation (Li, Tai, E 2017)."""
         raise ValueError(f"{type(self).__name__} has no second-order modified equation; use order=1 or coordinates='weights'")
 
+    def fused(self, dynamics: Any, problem: Any, solver: Any, keys: Array, *, interpret: bool) -> Any:
+        """The `AbstractFused` kernel of such a run, or the reason, a string, why there is none; `interpret`: to be run on any device."""
+        return f"there is none for {type(self).__name__}"
+
 
 class Weights(AbstractCoordinates):
     """The parameters themselves, for any Equinox module: the position is its trainable floating-point arrays, the rest is frozen.

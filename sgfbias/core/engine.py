@@ -17,12 +17,13 @@ from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.descent import Iteration
 from sgfbias.core.dynamics import AbstractDynamics
+from sgfbias.core.fused import AbstractFused
 from sgfbias.core.observe import Observe, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter
 from sgfbias.core.record import Segments
 from sgfbias.core.solver import PredictorCorrector
-from sgfbias.core.tiles import may_share, over_members, run_tiles
+from sgfbias.core.tiles import may_share, over_groups, over_members, run_tiles
 
 MAX_CHUNK = 65_536
 
@@ -37,6 +38,8 @@ class Engine(eqx.Module):
     observe: Observe
     stop: Array  # loss at which a seed is frozen; -inf: never
     block: int | None = eqx.field(static=True)  # steps between checkpoints, for derivatives; None: no derivatives
+    fused: AbstractFused | None = None  # takes the place of the loop over steps
+    group: int | None = eqx.field(static=True, default=None)  # with `fused`: seeds that are observed at a time
 
     def start(self, network: Any, key: Array | None) -> Any:
         """State before the first step: `((position, integral), solver state, still moving, step at which it stopped)`."""
@@ -81,6 +84,17 @@ class Engine(eqx.Module):
 
         return take
 
+    def fused_pieces(self, state: Any, keys: Array, pieces: Any) -> Any:
+        """Pieces of a whole tile of seeds at once, each by the kernel; values are (seeds, pieces, ...)."""
+
+        def one(state: Any, piece: Any) -> Any:
+            start, length, check = piece
+            y = self.fused(state[0], keys, start, length)
+            return over_groups(lambda state, y: self._end(state, (y, state[1]), start, length, check), self.group, state, y)
+
+        state, values = jax.lax.scan(one, state, pieces)
+        return state, jax.tree.map(lambda v: jnp.moveaxis(v, 0, 1), values)
+
     def _end(self, state: Any, new: Any, start: Array, length: Array, check: Array) -> Any:
         """State and observables after a piece: a seed that has stopped stays where it was."""
         y, solver_state, moving, stopped = state
@@ -101,6 +115,9 @@ def _start(engine: Engine, network: Any, keys: Array | None) -> Any:
 
 @eqx.filter_jit
 def _advance(engine: Engine, state: Any, keys: Array | None, start: Array, length: Array, check: Array) -> Any:
+    if engine.fused is not None:
+        return engine.fused_pieces(state, keys, (start, length, check))
+
     def one(state: Any, key: Array | None) -> Any:
         if engine.block is None:
             return jax.lax.scan(lambda s, piece: engine.piece(s, key, *piece), state, (start, length, check))
@@ -130,7 +147,7 @@ def run_tile(engine: Engine, network: Any, finish: Observe, keys: Any, segments:
     width = segments.start.shape[1]
     index = segments.where[:, 0] * width + segments.where[:, 1]
     values = jax.tree.map(lambda *v: numpy_for(v).take(numpy_for(v).concatenate(v, axis=axis), index, axis=axis), *outputs)
-    return values, *finish_runs(finish, state[0], batched), state[3]
+    return values, *finish_runs(finish, state[0], batched, engine.group), state[3]
 
 
 def map_tiles(run: Callable, tiles: list, engine: Engine, network: Any, segments: Segments) -> list[Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.problem import Problem
-from sgfbias.core.tiles import over_members
+from sgfbias.core.tiles import over_groups, over_members
 
 
 class Observe(eqx.Module):
@@ -40,11 +40,13 @@ def all_finite(tree: Any) -> Array:
 
 
 @eqx.filter_jit
-def finish_runs(finish: Observe, y: Any, batched: bool) -> Any:
-    """`(values at the end, final network, whether all is finite)` of one state, or of a batch of them."""
+def finish_runs(finish: Observe, y: Any, batched: bool, group: int | None = None) -> Any:
+    """`(values at the end, final network, whether all is finite)` of one state, or of a batch of them, `group` at a time."""
 
     def one(y: Any) -> Any:
         network = eqx.filter(finish.chart.decode(y[0]), eqx.is_array)  # a model's functions are no output of a map
         return finish(y), network, all_finite(y)
 
+    if group is not None:
+        return over_groups(one, group, y)
     return over_members(one, y) if batched else one(y)

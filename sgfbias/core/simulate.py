@@ -19,13 +19,14 @@ from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.coordinates import AbstractCoordinates, cast, check_real, coordinates_for
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.engine import MAX_CHUNK, Engine, map_tiles, run_tile
+from sgfbias.core.fused import check_choice, choose_fused
 from sgfbias.core.network import AbstractNetwork
 from sgfbias.core.observe import Observe
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
 from sgfbias.core.record import as_record, choose_observables, cut, step_grid
 from sgfbias.core.schedule import Clock, value_at
-from sgfbias.core.tiles import tile_index, tile_size
+from sgfbias.core.tiles import groups_of, tile_index, tile_size
 from sgfbias.core.trajectory import Trajectory, classify
 
 
@@ -46,6 +47,7 @@ def simulate(
     adjoint: Any = None,
     progress: Any = False,
     chunk: int = MAX_CHUNK,
+    fused: Any = "auto",
 ) -> Trajectory:
     """Move `network` on `problem` by `dynamics`, once per key.
 
@@ -65,6 +67,9 @@ def simulate(
     - `adjoint`: how an adaptive flow is differentiated, a Diffrax adjoint: by default backwards, with checkpoints;
       `diffrax.ForwardMode()` for forward derivatives, `diffrax.DirectAdjoint()` for both at more memory. Fixed steps have both always.
     - `progress`: True for a bar, or a function of (done, total) chunks. `chunk`: steps per compiled call, at most 65,536.
+    - `fused`: whether one kernel runs the whole time loop, where there is one, with the same increments and results equal to rounding: the mean-loss
+      flow in mirror coordinates, float32, Euler, on an H100 or H200. `"auto"` uses it where it applies, and else says why not to the logger
+      `sgfbias`; True refuses what it does not apply to; False never; `"interpret"` runs it through XLA on any device, slowly, for tests.
 
     **Returns:** a `Trajectory`.
 
@@ -80,6 +85,7 @@ def simulate(
         raise ValueError(f"`chunk` must be between 1 and {MAX_CHUNK}, but is {chunk}")
     if not callable(network):
         raise ValueError(f"`network` must be an Equinox module that maps one example to its output, but is {type(network).__name__}")
+    check_choice(fused)
     keys = run_keys(dynamics, keys)
     for part in (getattr(dynamics, "noise", None), dynamics):
         check = getattr(part, "check", None)
@@ -103,6 +109,7 @@ def simulate(
 
     clock = dynamics.clock
     if clock is None:
+        choose_fused(fused, chart, dynamics, problem, solver, None, plain=True)
         if adjoint is None and is_concrete((dynamics, network, problem)) and not _closes_over_traced(network, problem):
             adjoint = dfx.ForwardMode()  # nobody differentiates: the plain loop compiles faster
         raw = run_adaptive(dynamics, chart, network, problem, solver, observe, finish, record.times, steps, t1, stop, adjoint)
@@ -111,7 +118,7 @@ def simulate(
             raise ValueError("`adjoint` is for adaptive flows: a run of fixed steps is differentiable in both modes as it is, leave it out")
         count = count_steps(steps, t1, dynamics, clock)
         raw = _stepped(
-            dynamics, chart, network, problem, solver, observe, finish, record.times, count, clock, keys, stop, chunk, reporter(progress)
+            dynamics, chart, network, problem, solver, observe, finish, record.times, count, clock, keys, stop, chunk, reporter(progress), fused
         )
 
     may_stall = dynamics.is_stochastic or not dynamics.is_flow  # a gradient flow on a plateau will leave it
@@ -160,6 +167,7 @@ def _stepped(
     stop: float | None,
     chunk: int,
     report: Reporter,
+    fused: Any,
 ) -> dict[str, Any]:
     """Fixed steps: tiles of seeds x chunks of steps."""
     if not isinstance(times, int | np.integer) and not is_concrete(clock):
@@ -171,8 +179,14 @@ def _stepped(
     )
     block = None if plain else math.ceil(math.sqrt(steps))
     segments = cut(recorded, steps, chunk if plain else block, stop is not None, one_row=not plain)
-    engine = Engine(dynamics, chart, problem, solver, observe, jnp.asarray(-jnp.inf if stop is None else stop, problem.dtype), block)
-    tiles = _tiles(keys, tile_size(_work(dynamics, chart, network, problem)))
+    kernel = choose_fused(fused, chart, dynamics, problem, solver, keys, plain=plain)
+    size = tile_size(_work(dynamics, chart, network, problem))
+    group = None if kernel is None else size
+    limit = jnp.asarray(-jnp.inf if stop is None else stop, problem.dtype)
+    engine = Engine(dynamics, chart, problem, solver, observe, limit, block, kernel, group)
+    if kernel is not None:
+        size *= groups_of(jnp.size(keys), size, kernel.members)
+    tiles = _tiles(keys, size)
     report.total = len(tiles) * segments.start.shape[0]
     with report:
         results = map_tiles(lambda tile: run_tile(engine, network, finish, tile, segments, report), tiles, engine, network, segments)

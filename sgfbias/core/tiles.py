@@ -36,6 +36,12 @@ def tile_size(work: int) -> int:
     return max(largest // 8, 1) if work < LARGE else max(largest // 64, 1)
 
 
+def groups_of(count: int, size: int, largest: int) -> int:
+    """How many tiles a kernel that takes up to `largest` members at once is given: a power of two, so that few programs are compiled."""
+    wanted = min(math.ceil(count / size), max(largest // size, 1))
+    return 2 ** math.ceil(math.log2(wanted))
+
+
 def tile_index(count: int, size: int | None = None) -> np.ndarray:
     """Members of each tile, (tiles, size)."""
     size = TILE.get(jax.default_backend(), 64) if size is None else size
@@ -50,6 +56,14 @@ def over_members(function: Callable, *args: Any) -> Any:
         return jax.vmap(function)(*args)
     result = function(*jax.tree.map(lambda leaf: leaf[0], args))
     return jax.tree.map(lambda leaf: leaf[None], result)
+
+
+def over_groups(function: Callable, size: int, *args: Any) -> Any:
+    """`function` mapped over the leading axis, `size` members at a time: what it gives of a member does not depend on how many there are."""
+    count = jax.tree.leaves(args)[0].shape[0]
+    grouped = jax.tree.map(lambda leaf: leaf.reshape(count // size, size, *leaf.shape[1:]), args)
+    result = jax.lax.map(lambda group: over_members(function, *group), grouped)
+    return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), result)
 
 
 def run_tiles(run: Callable[[Any], Any], tiles: Sequence[Any], *, threads: bool) -> list[Any]:

@@ -233,6 +233,11 @@ class Mirror(_DiagonalChart):
         shrink, extra = second_order_parts(position_xi=xi_from(log_alpha, ratio), problem=problem, beta=beta_from(log_alpha, ratio))
         return {**jax.tree.map(jnp.zeros_like, position), "c": step_size * extra, "shrink": step_size * shrink}
 
+    def fused(self, dynamics, problem, solver, keys, *, interpret):
+        from sgfbias.diagonal.fused import fused_mirror  # Pallas is slow to import, and on a CPU never needed
+
+        return fused_mirror(self.network, dynamics, problem, solver, keys, interpret=interpret)
+
 
 def second_order_parts(*, position_xi: Array, problem: Any, beta: Array) -> tuple[Array, Array]:
     """`-grad(1/4 |grad L|^2)` in log coordinates: `(what log alpha gains (d,), what the cotangent c gains (n,))`, per unit of gamma.
