@@ -30,7 +30,9 @@ class AbstractFused(eqx.Module):
         """The states `(position, integral)` of all seeds, along leading axes, `length` steps after absolute step `start`."""
 
 
-def choose_fused(choice: Any, chart: Any, dynamics: Any, problem: Any, solver: Any, keys: Array | None, *, plain: bool) -> AbstractFused | None:
+def choose_fused(
+    choice: Any, chart: Any, dynamics: Any, problem: Any, solver: Any, keys: Array | None, *, plain: bool
+) -> AbstractFused | None:
     """The kernel of this run, or None for the engine; `plain`: nobody differentiates or traces the run.
 
     **Raises:** `ValueError` for a choice that does not exist, or a kernel that was asked for and does not apply, with the reason.

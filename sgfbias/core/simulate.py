@@ -118,7 +118,21 @@ def simulate(
             raise ValueError("`adjoint` is for adaptive flows: a run of fixed steps is differentiable in both modes as it is, leave it out")
         count = count_steps(steps, t1, dynamics, clock)
         raw = _stepped(
-            dynamics, chart, network, problem, solver, observe, finish, record.times, count, clock, keys, stop, chunk, reporter(progress), fused
+            dynamics,
+            chart,
+            network,
+            problem,
+            solver,
+            observe,
+            finish,
+            record.times,
+            count,
+            clock,
+            keys,
+            stop,
+            chunk,
+            reporter(progress),
+            fused,
         )
 
     may_stall = dynamics.is_stochastic or not dynamics.is_flow  # a gradient flow on a plateau will leave it

@@ -15,7 +15,18 @@ from sgfbias.core.flow import StochasticGradientFlow
 from sgfbias.core.fused import AbstractFused
 from sgfbias.core.loss import SquaredLoss
 from sgfbias.core.noise import MeanLossNoise
-from sgfbias.diagonal.fused_kernel import LARGEST_EXAMPLES, LARGEST_SHARED, Data, Hopper, Interpreter, Plan, padded, prepare, run, shared_bytes
+from sgfbias.diagonal.fused_kernel import (
+    LARGEST_EXAMPLES,
+    LARGEST_SHARED,
+    Data,
+    Hopper,
+    Interpreter,
+    Plan,
+    padded,
+    prepare,
+    run,
+    shared_bytes,
+)
 
 CAPABILITY = "9."  # whose matrix instructions the kernel is written in
 
@@ -89,7 +100,7 @@ def _of_the_problem(problem: Any) -> str:
 def _of_the_keys(keys: Array) -> str:
     if str(jax.random.key_impl(keys)) != "threefry2x32":
         return f"its generator is threefry2x32, and the keys are of {jax.random.key_impl(keys)}"
-    if not jax.config.jax_threefry_partitionable:
+    if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
         return "its generator is threefry2x32 as with jax_threefry_partitionable, which is switched off"
     return ""
 

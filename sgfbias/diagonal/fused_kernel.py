@@ -30,7 +30,7 @@ GRAIN = 16  # n and d are rounded up to multiples of this, the depth of a matrix
 TILE = 64  # features at a time
 SWIZZLE = 2 * GRAIN  # bytes of a row of a tile in shared memory
 COPY = 128  # vectors are copied to shared memory in pieces of this many numbers, so that is what they are rounded up to
-LARGEST_EXAMPLES = 128  # for the registers: a thread holds half a number of c, and of r, per example
+LARGEST_EXAMPLES = 64  # a thread holds half a number of c, and of r, per example: beyond, registers spill by kilobytes a step
 LARGEST_SHARED = 200_000  # bytes of shared memory
 
 
@@ -120,11 +120,10 @@ class Interpreter:
 
     def product(self, parts: list[Array], ref: Any, columns: Any, start: Array | None = None) -> Array:
         """`a X` for some columns of X, or with `start` for the same columns `start + a X^T`; a and X in parts."""
-        total = start
+        total = jnp.zeros((SEEDS, columns.size), jnp.float32) if start is None else start
         for i, j in PAIRS:
             b = ref[j, :, columns].astype(jnp.float32)
-            term = jnp.dot(parts[i].astype(jnp.float32), b if start is None else b.T, precision="highest")
-            total = term if total is None else total + term
+            total = total + jnp.dot(parts[i].astype(jnp.float32), b if start is None else b.T, precision="highest")
         return total
 
     def launch(self, body: Callable, plan: Plan, count: int, operands: tuple[Array, ...]) -> Any:
@@ -169,17 +168,12 @@ class Hopper:
         shared = [gpu.SMEM(v.shape, v.dtype, transforms=tiled if v.ndim > 1 else ()) for v in data]
 
         def kernel(*refs: Any) -> None:
-            *refs, barrier = refs
-            given, held = refs[: -len(shared)], refs[-len(shared) :]
+            given, held, barrier = refs[: -len(shared) - 1], refs[-len(shared) - 1 : -1], refs[-1]
             sources = given[len(operands) - len(shared) : len(operands)]
-            copies = [
-                (source.at[..., pl.ds(k, min(COPY, source.shape[-1] - k))], target.at[..., pl.ds(k, min(COPY, source.shape[-1] - k))])
-                for source, target in zip(sources, held, strict=True)
-                for k in range(0, source.shape[-1], COPY)
-            ]
-            for source, target in copies:
-                gpu.copy_gmem_to_smem(source, target, barrier)
-                gpu.barrier_wait(barrier)
+            for source, target in zip(sources, held, strict=True):
+                for piece in _pieces(source.shape):
+                    gpu.copy_gmem_to_smem(source.at[piece], target.at[piece], barrier)
+                    gpu.barrier_wait(barrier)
             own = given[: len(operands) - len(shared)]
             body(jax.lax.axis_index("block"), *own, *held, *given[len(operands) :])
 
@@ -188,6 +182,17 @@ class Hopper:
         named = {"out_type": shapes, "scratch_types": scratch} if renamed else {"out_shape": shapes, "scratch_shapes": scratch}
         semantics = gpu.CompilerParams(lowering_semantics=gpu.LoweringSemantics.Warpgroup)
         return gpu.kernel(kernel, grid=(count // SEEDS,), grid_names=("block",), compiler_params=semantics, **named)(*operands)
+
+
+def _pieces(shape: tuple[int, ...]) -> list[Any]:
+    """Pieces of an array that one copy takes: at most 256 numbers along an axis, and contiguous also where the array is in tiles of 8 rows."""
+    starts = range(0, shape[-1], COPY)
+    columns = [pl.ds(k, min(COPY, shape[-1] - k)) for k in starts]
+    if len(shape) == 1:
+        return [(piece,) for piece in columns]
+    if shape[-1] <= 2 * COPY:
+        return [(slice(None), slice(None), slice(None))]
+    return [(pl.ds(part, 1), pl.ds(row, 8), piece) for part in range(shape[0]) for row in range(0, shape[1], 8) for piece in columns]
 
 
 def outputs(plan: Plan, count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -1,0 +1,270 @@
+"""The fused kernel: its random numbers are those of jax.random, and through the interpreter it is the engine to float32 rounding."""
+
+import dataclasses
+import logging
+
+import diffrax as dfx
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sgfbias as sgf
+from sgfbias.core import fused as choice
+from sgfbias.core.brownian import BROWNIAN_STREAM, fair_signs
+from sgfbias.core.coordinates import coordinates_for
+from sgfbias.core.record import Record
+from sgfbias.diagonal import fused_kernel
+from sgfbias.diagonal.fused import FusedMirror, fused_mirror
+from sgfbias.diagonal.fused_random import bits, folded, normal, sign
+
+STEPS = 100
+EPS = float(np.finfo(np.float32).eps)
+KEYS = sgf.seeds(3, 11)
+
+
+def words(key):
+    return tuple(jax.random.key_data(key))
+
+
+def problem_of(dtype=jnp.float32, n=10, d=25):
+    problem = sgf.SparseRegression.sample(jax.random.key(0), n=n, d=d, sparsity=3, dtype=jnp.float32)
+    return sgf.SparseRegression(problem.X.astype(dtype), problem.y.astype(dtype), problem.beta_star.astype(dtype))
+
+
+def network_of(d=25, alpha=0.1):
+    """Weights that differ, so that log_ratio is not 0 at the start."""
+    plus = alpha * (1 + 0.1 * jnp.cos(jnp.arange(d, dtype=jnp.float32)))
+    return sgf.DiagonalNetwork.from_weights(plus, jnp.full(d, alpha, jnp.float32))
+
+
+def simulated(problem, flow, fused=False, steps=STEPS, keys=KEYS, **options):
+    network = network_of(problem.d)
+    return sgf.simulate(flow, network, problem, keys=keys, steps=steps, record=Record([], 2), fused=fused, **options)
+
+
+def kernel_of(problem, flow, solver=None, keys=KEYS):
+    found = fused_mirror(network_of(problem.d), flow, problem, solver or dfx.Euler(), keys, interpret=True)
+    assert isinstance(found, FusedMirror), found
+    return found
+
+
+@jax.jit
+def advanced(kernel, y, keys, start, length):
+    return kernel(y, keys, start, length)
+
+
+def state_of(problem, flow, count):
+    chart = coordinates_for(network_of(problem.d), problem, flow, None)
+    one = chart.encode(chart.network), jnp.zeros((), problem.dtype)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), one)
+
+
+def reference(problem, flow, keys, dtype):
+    """`(c, S, I)` after `STEPS` steps of all seeds, in NumPy."""
+
+    def increments(key):
+        draw = fair_signs if flow.increments == "two-point" else jax.random.normal
+        stream = jax.random.fold_in(key, BROWNIAN_STREAM)
+        return jax.vmap(lambda k: draw(jax.random.fold_in(stream, k), (problem.n,), jnp.float32))(jnp.arange(STEPS))
+
+    noise = np.asarray(jax.jit(jax.vmap(increments))(keys)).astype(dtype)
+    X, y, n = np.asarray(problem.X, dtype), np.asarray(problem.y, dtype), problem.n
+    network, gamma = network_of(problem.d), dtype(float(flow.step_size))
+    log_alpha, log_ratio = np.asarray(network.log_alpha, dtype), np.asarray(network.log_ratio, dtype)
+    squares = np.sum(X**2, axis=0)
+    c, covariance, integral = np.zeros((len(keys), n), dtype), np.zeros(len(keys), dtype), np.zeros(len(keys), dtype)
+    for k in range(STEPS):
+        now = log_alpha - 2 * covariance[:, None] * squares
+        r = (2 * np.exp(2 * now) * np.sinh(log_ratio + 4 * c @ X)) @ X.T - y
+        loss = np.mean(r**2, axis=1) / 4
+        c = c - gamma * r / (2 * n) + np.sqrt(gamma * gamma * loss / n)[:, None] * noise[:, k]
+        covariance, integral = covariance + gamma * gamma * loss / n, integral + gamma * loss
+    return c, covariance, integral
+
+
+@pytest.mark.parametrize("number", [0, 1, 77, 2**31 - 1])
+def test_counters_are_those_of_jax_random(number):
+    key = jax.random.fold_in(jax.random.key(5), 9)
+    inner = jax.random.fold_in(key, number)
+    np.testing.assert_array_equal(folded(words(key), jnp.uint32(number)), jax.random.key_data(inner))
+    index = jnp.arange(1000, dtype=jnp.uint32)
+    random = bits(words(inner), index)
+    np.testing.assert_array_equal(random, jax.random.bits(inner, (1000,), jnp.uint32))
+    np.testing.assert_allclose(normal(random), jax.random.normal(inner, (1000,), jnp.float32), rtol=4 * EPS)
+
+
+def test_normals_are_those_of_jax_random_on_their_whole_grid():
+    # Of 32 bits a normal takes the upper 23: all 2^14 values in either tail, where 1 - x^2 cancels, and every 8th of the others.
+    grid = jnp.concatenate([jnp.arange(2**14), 2**23 - 1 - jnp.arange(2**14), jnp.arange(0, 2**23, 8)]).astype(jnp.uint32) << 9
+    unit = jax.lax.bitcast_convert_type((grid >> 9) | jnp.uint32(0x3F800000), jnp.float32) - 1
+    least = np.nextafter(np.float32(-1), np.float32(0))
+    exact = np.sqrt(np.float32(2)) * jax.lax.erf_inv(jnp.maximum(unit * (np.float32(1) - least) + least, least))
+    for function in (normal, jax.jit(normal)):  # a compiler may fuse what the other does not
+        np.testing.assert_allclose(function(grid), exact, rtol=4 * EPS)
+
+
+def test_signs_are_those_of_the_path():
+    key = jax.random.key(2)
+    index = jnp.arange(70, dtype=jnp.uint32)
+    signs = sign(bits(words(key), index // 32), jnp.uint32(1) << (index % 32))
+    np.testing.assert_array_equal(signs, fair_signs(key, (70,), jnp.float32))
+
+
+def test_three_parts_hold_24_bits():
+    x = jax.random.normal(jax.random.key(0), (1000,), jnp.float32) * jnp.exp(
+        20 * jax.random.normal(jax.random.key(1), (1000,), jnp.float32)
+    )
+    parts = jax.jit(lambda x: fused_kernel.split(x, fused_kernel.rounded_bfloat16))(x)
+    np.testing.assert_allclose(sum(np.asarray(p, np.float64) for p in parts), np.asarray(x, np.float64), rtol=2.0**-24)
+
+
+@pytest.mark.parametrize(("n", "d", "increments"), [(10, 25, "gaussian"), (10, 25, "two-point"), (40, 100, "gaussian")])
+def test_kernel_is_eulers_scheme_to_rounding(n, d, increments):
+    problem, flow = problem_of(n=n, d=d), sgf.StochasticGradientFlow(0.05, increments=increments)
+    keys = sgf.seeds(0, 64)
+    exact, single = (reference(problem, flow, keys, dtype) for dtype in (np.float64, np.float32))
+    position, integral = advanced(kernel_of(problem, flow), state_of(problem, flow, 64), keys, jnp.int32(0), jnp.int32(STEPS))
+    fused = (np.asarray(v, np.float64) for v in (position["c"], position["law"].diagonal, integral))
+    for ours, theirs, true in zip(fused, single, exact, strict=True):
+        # NumPy's own rounding in float32, on the same increments, is the yardstick: both make errors of a few units in the last place of sums
+        # of n and d terms in every step, and the flow carries them on alike. A step is no expansion on average, so that neither is above
+        # steps x terms x eps.
+        rounding = np.max(np.abs(theirs - true))
+        assert rounding < STEPS * (n + d) * EPS * np.max(np.abs(true))
+        assert np.max(np.abs(ours - true)) < 4 * rounding
+
+
+def test_simulate_with_the_kernel_is_simulate():
+    problem, flow = problem_of(), sgf.StochasticGradientFlow(0.1)
+    same_runs(problem, flow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "d", "increments"), [(10, 25, "two-point"), (40, 100, "gaussian")])
+def test_simulate_with_the_kernel_is_simulate_in_other_cases(n, d, increments):
+    same_runs(problem_of(n=n, d=d), sgf.StochasticGradientFlow(0.05, increments=increments))
+
+
+def same_runs(problem, flow):
+    fused, single = (simulated(problem, flow, fused=f) for f in ("interpret", False))
+    for name in ("beta", "log_alpha", "loss_integral"):
+        scale = float(np.max(np.abs(single.final[name])))
+        np.testing.assert_allclose(fused.final[name], single.final[name], rtol=0, atol=STEPS * (problem.n + problem.d) * EPS * scale)
+    np.testing.assert_array_equal(fused.status, single.status)
+    np.testing.assert_array_equal(fused.times, single.times)
+
+
+@pytest.mark.parametrize("fault", ["counter", "parts", "masks"])
+def test_a_fault_is_far_above_rounding(fault, monkeypatch):
+    flow = sgf.StochasticGradientFlow(0.1, increments="two-point" if fault == "masks" else "gaussian")
+    problem = problem_of()
+    kernel = kernel_of(problem, flow)
+    y, keys, whole = state_of(problem, flow, 64), sgf.seeds(0, 64), jnp.int32(30)
+    right = advanced(kernel, y, keys, jnp.int32(0), whole)
+    if fault == "counter":
+        wrong = advanced(kernel, y, keys, jnp.int32(1), whole)
+    elif fault == "parts":  # what a tensor core makes of float32 by itself
+        monkeypatch.setattr(fused_kernel, "PAIRS", ((0, 0),))
+        wrong = jax.jit(lambda *a: kernel(*a))(y, keys, jnp.int32(0), whole)
+    else:
+        masks = kernel.data.masks.at[3].set(kernel.data.masks[2])
+        wrong = advanced(dataclasses.replace(kernel, data=kernel.data._replace(masks=masks)), y, keys, jnp.int32(0), whole)
+    difference = np.max(np.abs(right[0]["c"] - wrong[0]["c"]))
+    assert difference > 100 * 30 * EPS * float(np.max(np.abs(right[0]["c"])))
+
+
+def test_pieces_and_neighbours_change_nothing():
+    problem, flow = problem_of(), sgf.StochasticGradientFlow(0.1)
+    kernel = kernel_of(problem, flow)
+    keys = sgf.seeds(0, 128)
+    y = state_of(problem, flow, 128)
+    whole = advanced(kernel, y, keys, jnp.int32(5), jnp.int32(30))
+    pieces = y
+    for start, length in ((5, 1), (6, 0), (6, 22), (28, 7)):
+        pieces = advanced(kernel, pieces, keys, jnp.int32(start), jnp.int32(length))
+    helpers.same(whole, pieces)
+    half = advanced(kernel, jax.tree.map(lambda leaf: leaf[64:], y), keys[64:], jnp.int32(5), jnp.int32(30))
+    helpers.same(jax.tree.map(lambda leaf: leaf[64:], whole), half)
+
+
+@pytest.mark.slow
+def test_seeds_stop_where_the_engine_stops_them():
+    # 70 seeds are two of the interpreter's tiles, so they run as a group of two.
+    problem, flow, keys = problem_of(), sgf.StochasticGradientFlow(0.1), sgf.seeds(0, 70)
+    runs = [simulated(problem, flow, fused=f, stop=1e-3, keys=keys, steps=1200) for f in ("interpret", False)]
+    fused, single = runs
+    assert np.isfinite(single.stop_time).any()
+    np.testing.assert_array_equal(fused.stop_time, single.stop_time)
+    np.testing.assert_array_equal(fused.status, single.status)
+
+
+FLOW = sgf.StochasticGradientFlow
+CASES = {
+    "float64": dict(problem=problem_of(jnp.float64)),
+    "there is none for LogWeights": dict(coordinates="log"),
+    "this is GradientFlow": dict(flow=sgf.GradientFlow(dt=0.1)),
+    "MeanLossNoise, and the noise is LabelNoise": dict(flow=FLOW(0.1, sgf.LabelNoise(0.5))),
+    "solver is Heun": dict(solver=dfx.Heun()),
+    "step_size is a schedule": dict(flow=FLOW(lambda k: 0.1 / (1 + k))),
+    "order=2": dict(flow=FLOW(0.1, order=2)),
+    "brownian_dt": dict(flow=FLOW(0.1, brownian_dt=0.05)),
+    "at most 64 examples": dict(problem=problem_of(n=70, d=80)),
+    "shared memory": dict(problem=problem_of(n=60, d=700)),
+    "keys are of": dict(keys=jax.random.split(jax.random.key(0, impl="unsafe_rbg"), 2)),
+}
+
+
+@pytest.mark.parametrize("reason", CASES)
+def test_every_case_that_does_not_apply_says_why(reason, caplog, monkeypatch):
+    case = {"flow": FLOW(0.1), "problem": problem_of(), "solver": dfx.Euler(), "keys": KEYS, "coordinates": None} | CASES[reason]
+    chart = coordinates_for(network_of(case["problem"].d), case["problem"], case["flow"], case["coordinates"])
+    given = (chart, case["flow"], case["problem"], case["solver"], case["keys"])
+    with pytest.raises(ValueError, match=reason):
+        choice.choose_fused("interpret", *given, plain=True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with caplog.at_level(logging.INFO, logger="sgfbias"):
+        assert choice.choose_fused("auto", *given, plain=True) is None
+    assert len(caplog.records) == 1
+    assert reason in caplog.text
+
+
+def test_other_refusals():
+    problem = problem_of()
+    with pytest.raises(ValueError, match="compute capability 9"):
+        simulated(problem, FLOW(0.1), fused=True)
+    with pytest.raises(ValueError, match="DiagonalWeights"):
+        simulated(problem, sgf.StochasticGradientDescent(0.1), fused="interpret")
+    with pytest.raises(ValueError, match="stochastic flows"):
+        sgf.simulate(sgf.GradientFlow(), network_of(), problem, t1=1.0, fused=True)
+    with pytest.raises(ValueError, match="'auto' or 'interpret', but is 'yes'"):
+        simulated(problem, FLOW(0.1), fused="yes")
+    with pytest.raises(ValueError, match="differentiated"):
+        jax.grad(lambda gamma: simulated(problem, FLOW(gamma), fused="interpret", steps=4).final["loss"][0])(jnp.float32(0.1))
+    with pytest.raises(ValueError, match="partitionable"), jax.threefry_partitionable(False):
+        simulated(problem, FLOW(0.1), fused="interpret")
+
+
+def test_auto_is_the_engine_on_a_cpu(caplog):
+    assert choice.choose_fused("auto", None, None, None, None, KEYS, plain=True) is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("n", "d", "two_point"), [(40, 100, False), (40, 100, True), (64, 300, False)])
+def test_lowers_for_a_gpu_without_one(n, d, two_point):
+    pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
+    plan = fused_kernel.Plan(n, fused_kernel.padded(n), fused_kernel.padded(d), two_point)
+    data = fused_kernel.prepare(*(jnp.ones(s, jnp.float32) for s in ((n, d), (n,), (d,), (d,))))
+    shapes = [
+        ((3,), jnp.float32),
+        ((2, 128), jnp.uint32),
+        ((), jnp.int32),
+        ((), jnp.int32),
+        ((128, plan.rows), jnp.float32),
+        ((2, 128), jnp.float32),
+    ]
+    arguments = [jax.ShapeDtypeStruct(*s) for s in shapes]
+    function = jax.jit(lambda *a: fused_kernel.run(fused_kernel.Hopper(), plan, data, *a))
+    text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in text
