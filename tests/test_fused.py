@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 import sgfbias as sgf
 from sgfbias.core import fused as choice
@@ -251,7 +252,10 @@ def test_auto_is_the_engine_on_a_cpu(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("n", "d", "two_point"), [(40, 100, False), (40, 100, True), (64, 300, False)])
+@pytest.mark.parametrize(
+    ("n", "d", "two_point"),
+    [(40, 100, False), pytest.param(40, 100, True, marks=pytest.mark.slow), pytest.param(64, 300, False, marks=pytest.mark.slow)],
+)
 def test_lowers_for_a_gpu_without_one(n, d, two_point):
     pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
     plan = fused_kernel.Plan(n, fused_kernel.padded(n), fused_kernel.padded(d), two_point)
@@ -268,3 +272,38 @@ def test_lowers_for_a_gpu_without_one(n, d, two_point):
     function = jax.jit(lambda *a: fused_kernel.run(fused_kernel.Hopper(), plan, data, *a))
     text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     assert "mosaic_gpu" in text
+
+
+@pytest.mark.parametrize(("n", "d", "two_point"), [(10, 25, False), (40, 100, True), (20, 300, False)])
+def test_mosaics_own_interpreter_agrees(n, d, two_point):
+    """Copies, barriers, slices and the grid as the GPU kernel has them; Mosaic's interpreter takes left factors from shared memory only."""
+    gpu = pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
+    if tuple(map(int, jax.__version__.split(".")[:2])) < (0, 12):
+        pytest.skip("before jax 0.12 the interpreter does not know matrix instructions")
+
+    class ByShared(fused_kernel.Hopper):
+        def product(self, parts, ref, columns, transposed):
+            def total(accumulator, *shared):
+                for part, held in zip(parts, shared, strict=True):
+                    held[...] = part
+                gpu.commit_smem()
+                for i, j in fused_kernel.PAIRS:
+                    b = ref.at[j, :, columns]
+                    gpu.wgmma(accumulator, shared[i], b.transpose((1, 0)) if transposed else b)
+                return accumulator[...]
+
+            shape = fused_kernel.SEEDS, ref.shape[1] if transposed else columns.size
+            held = [gpu.SMEM(part.shape, part.dtype) for part in parts]
+            return pl.run_scoped(lambda *a: pl.run_scoped(lambda acc: total(acc, *a), gpu.ACC(shape, jnp.float32)), *held)
+
+    problem = problem_of(n=n, d=d)
+    kernel = kernel_of(problem, sgf.StochasticGradientFlow(0.1, increments="two-point" if two_point else "gaussian"))
+    numbers = jnp.asarray([1e-3, -2e-3, 1e-5], jnp.float32)
+    keys = jax.vmap(jax.random.key_data)(sgf.seeds(0, 128)).T
+    y = jnp.zeros((128, kernel.plan.rows), jnp.float32), jnp.zeros((2, 128), jnp.float32)
+    runs = [
+        jax.jit(lambda *a: fused_kernel.run(machine, kernel.plan, kernel.data, *a))(numbers, keys, jnp.int32(3), jnp.int32(4), *y)
+        for machine in (fused_kernel.Interpreter(), ByShared(gpu.InterpretGPUParams(detect_races=True)))
+    ]
+    for a, b in zip(*runs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=4 * (n + d) * EPS * float(np.max(np.abs(a))))

@@ -118,12 +118,12 @@ class Interpreter:
         """A matrix (None), a number per seed (axis 1 of the matrix left out) or a number per column (axis 0 left out)."""
         return ref[...]
 
-    def product(self, parts: list[Array], ref: Any, columns: Any, start: Array | None = None) -> Array:
-        """`a X` for some columns of X, or with `start` for the same columns `start + a X^T`; a and X in parts."""
-        total = jnp.zeros((SEEDS, columns.size), jnp.float32) if start is None else start
+    def product(self, parts: list[Array], ref: Any, columns: Any, transposed: bool) -> Array:
+        """`a X` for some columns of X, or `transposed`, for the same columns `a X^T`; a and X in parts."""
+        total = jnp.zeros((SEEDS, ref.shape[1] if transposed else columns.size), jnp.float32)
         for i, j in PAIRS:
             b = ref[j, :, columns].astype(jnp.float32)
-            total = total + jnp.dot(parts[i].astype(jnp.float32), b if start is None else b.T, precision="highest")
+            total = total + jnp.dot(parts[i].astype(jnp.float32), b.T if transposed else b, precision="highest")
         return total
 
     def launch(self, body: Callable, plan: Plan, count: int, operands: tuple[Array, ...]) -> Any:
@@ -135,10 +135,10 @@ class Interpreter:
 class Hopper:
     """The same on NVIDIA's compute capability 9, by Pallas's Mosaic GPU backend, whose names are imported only here."""
 
-    def __init__(self) -> None:
+    def __init__(self, interpret: Any = None) -> None:
         from jax.experimental.pallas import mosaic_gpu
 
-        self.gpu = mosaic_gpu
+        self.gpu, self.interpret = mosaic_gpu, interpret  # Mosaic's own interpreter, for tests; it knows matrix instructions from jax 0.12
         self.layout = mosaic_gpu.Layout.WGMMA
 
     def rounded(self, x: Array) -> Array:
@@ -152,15 +152,15 @@ class Hopper:
         index = ((),) if "idx" in inspect.signature(self.gpu.load).parameters else ()  # an argument until jax 0.10
         return self.gpu.load(ref, *index, layout=layout, optimized=False)
 
-    def product(self, parts: list[Array], ref: Any, columns: Any, start: Array | None = None) -> Array:
-        def run(accumulator: Any) -> None:
+    def product(self, parts: list[Array], ref: Any, columns: Any, transposed: bool) -> Array:
+        def total(accumulator: Any) -> Array:
             for i, j in PAIRS:
                 b = ref.at[j, :, columns]
-                self.gpu.wgmma(accumulator, parts[i], b if start is None else b.transpose((1, 0)))
-            self.gpu.wgmma_wait(0)
+                self.gpu.wgmma(accumulator, parts[i], b.transpose((1, 0)) if transposed else b)
+            return accumulator[...]
 
-        zero = self.matrix(jnp.zeros((SEEDS, columns.size), jnp.float32)) if start is None else start
-        return pl.run_state(run)(self.gpu.ACC.init(zero))
+        shape = SEEDS, ref.shape[1] if transposed else columns.size
+        return pl.run_scoped(total, self.gpu.ACC(shape, jnp.float32))
 
     def launch(self, body: Callable, plan: Plan, count: int, operands: tuple[Array, ...]) -> Any:
         gpu, data = self.gpu, Data(*operands[-len(Data._fields) :])
@@ -181,7 +181,9 @@ class Hopper:
         renamed = "out_type" in inspect.signature(gpu.kernel).parameters  # from jax 0.12
         named = {"out_type": shapes, "scratch_types": scratch} if renamed else {"out_shape": shapes, "scratch_shapes": scratch}
         semantics = gpu.CompilerParams(lowering_semantics=gpu.LoweringSemantics.Warpgroup)
-        return gpu.kernel(kernel, grid=(count // SEEDS,), grid_names=("block",), compiler_params=semantics, **named)(*operands)
+        return gpu.kernel(
+            kernel, grid=(count // SEEDS,), grid_names=("block",), compiler_params=semantics, interpret=self.interpret, **named
+        )(*operands)
 
 
 def _pieces(shape: tuple[int, ...]) -> list[Any]:
@@ -243,9 +245,9 @@ def advance(machine: Any, plan: Plan, data: Data, rates: Any, key: Any, step: Ar
         columns = pl.ds(first, width)
         shrink = 2 * (over_columns(covariance, width) * over_seeds(data.squares.at[columns], width))
         log_alpha = over_seeds(data.log_alpha.at[columns], width) - shrink
-        u = over_seeds(data.log_ratio.at[columns], width) + 4 * machine.product(parts, data.parts, columns)
+        u = over_seeds(data.log_ratio.at[columns], width) + 4 * machine.product(parts, data.parts, columns, False)
         beta = beta_from.fun(log_alpha, u)  # without its derivative, which kernels do not take
-        r = machine.product(split(beta, machine.rounded), data.parts, columns, r)
+        r = r + machine.product(split(beta, machine.rounded), data.parts, columns, True)
     square = jnp.sum(r * r, axis=1)
 
     now = folded(key, jnp.full((SEEDS,), step.astype(jnp.uint32)))
