@@ -1,6 +1,7 @@
-"""The fused kernel: its random numbers are those of jax.random, and through the interpreter it is the engine to float32 rounding."""
+"""The fused kernel: its random numbers are those of the engine, and through the interpreter it is the engine to float32 rounding."""
 
 import dataclasses
+import functools
 import logging
 
 import diffrax as dfx
@@ -13,20 +14,17 @@ from jax.experimental import pallas as pl
 
 import sgfbias as sgf
 from sgfbias.core import fused as choice
-from sgfbias.core.brownian import BROWNIAN_STREAM, fair_signs
+from sgfbias.core.brownian import BROWNIAN_STREAM
 from sgfbias.core.coordinates import coordinates_for
+from sgfbias.core.counter import fair_signs, normals, threefry
 from sgfbias.core.record import Record
 from sgfbias.diagonal import fused_kernel
 from sgfbias.diagonal.fused import FusedMirror, fused_mirror
-from sgfbias.diagonal.fused_random import bits, folded, normal, sign
+from sgfbias.diagonal.fused_random import normal, sign
 
 STEPS = 100
 EPS = float(np.finfo(np.float32).eps)
 KEYS = sgf.seeds(3, 11)
-
-
-def words(key):
-    return tuple(jax.random.key_data(key))
 
 
 def problem_of(dtype=jnp.float32, n=10, d=25):
@@ -66,9 +64,9 @@ def reference(problem, flow, keys, dtype):
     """`(c, S, I)` after `STEPS` steps of all seeds, in NumPy."""
 
     def increments(key):
-        draw = fair_signs if flow.increments == "two-point" else jax.random.normal
-        stream = jax.random.fold_in(key, BROWNIAN_STREAM)
-        return jax.vmap(lambda k: draw(jax.random.fold_in(stream, k), (problem.n,), jnp.float32))(jnp.arange(STEPS))
+        stream, signed = jax.random.fold_in(key, BROWNIAN_STREAM), flow.increments == "two-point"
+        draw = functools.partial(fair_signs, dtype=jnp.float32) if signed else normals
+        return jax.vmap(lambda k: draw(stream, k, (problem.n,)))(jnp.arange(STEPS))
 
     noise = np.asarray(jax.jit(jax.vmap(increments))(keys)).astype(dtype)
     X, y, n = np.asarray(problem.X, dtype), np.asarray(problem.y, dtype), problem.n
@@ -85,32 +83,22 @@ def reference(problem, flow, keys, dtype):
     return c, covariance, integral
 
 
-@pytest.mark.parametrize("number", [0, 1, 77, 2**31 - 1])
-def test_counters_are_those_of_jax_random(number):
-    key = jax.random.fold_in(jax.random.key(5), 9)
-    inner = jax.random.fold_in(key, number)
-    np.testing.assert_array_equal(folded(words(key), jnp.uint32(number)), jax.random.key_data(inner))
-    index = jnp.arange(1000, dtype=jnp.uint32)
-    random = bits(words(inner), index)
-    np.testing.assert_array_equal(random, jax.random.bits(inner, (1000,), jnp.uint32))
-    np.testing.assert_allclose(normal(random), jax.random.normal(inner, (1000,), jnp.float32), rtol=4 * EPS)
-
-
-def test_normals_are_those_of_jax_random_on_their_whole_grid():
-    # Of 32 bits a normal takes the upper 23: all 2^14 values in either tail, where 1 - x^2 cancels, and every 8th of the others.
-    grid = jnp.concatenate([jnp.arange(2**14), 2**23 - 1 - jnp.arange(2**14), jnp.arange(0, 2**23, 8)]).astype(jnp.uint32) << 9
-    unit = jax.lax.bitcast_convert_type((grid >> 9) | jnp.uint32(0x3F800000), jnp.float32) - 1
-    least = np.nextafter(np.float32(-1), np.float32(0))
-    exact = np.sqrt(np.float32(2)) * jax.lax.erf_inv(jnp.maximum(unit * (np.float32(1) - least) + least, least))
+def test_normals_are_those_of_the_path_on_their_whole_grid():
+    # Of 32 bits a normal takes the upper 25: all 2^14 values in either tail, where 1 - x^2 cancels, and every 32nd of the others.
+    grid = jnp.concatenate([2**24 + jnp.arange(2**14), 2**24 - 1 - jnp.arange(2**14), jnp.arange(0, 2**25, 32)]).astype(jnp.uint32) << 7
+    odd = (jax.lax.bitcast_convert_type(grid, jnp.int32) >> 7) | 1
+    exact = np.sqrt(np.float32(2)) * jax.lax.erf_inv(odd.astype(jnp.float32) * jnp.float32(2**-24))
     for function in (normal, jax.jit(normal)):  # a compiler may fuse what the other does not
         np.testing.assert_allclose(function(grid), exact, rtol=4 * EPS)
 
 
-def test_signs_are_those_of_the_path():
-    key = jax.random.key(2)
-    index = jnp.arange(70, dtype=jnp.uint32)
-    signs = sign(bits(words(key), index // 32), jnp.uint32(1) << (index % 32))
-    np.testing.assert_array_equal(signs, fair_signs(key, (70,), jnp.float32))
+def test_numbers_are_those_of_the_path():
+    key, index = jax.random.key(2), jnp.arange(64, dtype=jnp.uint32)
+    own, step = tuple(jax.random.key_data(key)), jnp.full(64, 77, jnp.uint32)
+    np.testing.assert_allclose(normal(threefry(own, step, index)[0]), normals(key, jnp.int32(77), (64,)), rtol=4 * EPS)
+    first, second = threefry(own, step, jnp.zeros(64, jnp.uint32))
+    signs = sign(jnp.where(index < 32, first, second), jnp.uint32(1) << (index % 32))
+    np.testing.assert_array_equal(signs, fair_signs(key, jnp.int32(77), (64,), jnp.float32))
 
 
 def test_three_parts_hold_24_bits():
@@ -243,7 +231,6 @@ def test_other_refusals():
         simulated(problem, FLOW(0.1), fused="yes")
     with pytest.raises(ValueError, match="differentiated"):
         jax.grad(lambda gamma: simulated(problem, FLOW(gamma), fused="interpret", steps=4).final["loss"][0])(jnp.float32(0.1))
-    with pytest.raises(ValueError, match="partitionable"), jax.threefry_partitionable(False):
         simulated(problem, FLOW(0.1), fused="interpret")
 
 

@@ -8,6 +8,7 @@ Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), the one of `jax.rando
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,14 +21,20 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 
 
-def threefry(key: tuple[Array, Array], first: Array, second: Array) -> tuple[Array, Array]:
-    """The block of two words of the counter `(first, second)`, uint32 arrays of one shape."""
+def _rotated(word: Array, places: int) -> Array:
+    return (word << jnp.uint32(places)) | (word >> jnp.uint32(32 - places))
+
+
+def threefry(
+    key: tuple[Array, Array], first: Array, second: Array, rotated: Callable[[Array, int], Array] = _rotated
+) -> tuple[Array, Array]:
+    """The block of two words of the counter `(first, second)`, uint32 arrays of one shape; `rotated`: to the left, where there are no shifts."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(PARITY))
     first, second = first + schedule[0], second + schedule[1]
     for group in range(5):
         for turn in ROTATIONS[group % 2]:
             first = first + second
-            second = first ^ ((second << jnp.uint32(turn)) | (second >> jnp.uint32(32 - turn)))
+            second = first ^ rotated(second, turn)
         first, second = first + schedule[(group + 1) % 3], second + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
     return first, second
 

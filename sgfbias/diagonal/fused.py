@@ -100,8 +100,6 @@ def _of_the_problem(problem: Any) -> str:
 def _of_the_keys(keys: Array) -> str:
     if str(jax.random.key_impl(keys)) != "threefry2x32":
         return f"its generator is threefry2x32, and the keys are of {jax.random.key_impl(keys)}"
-    if not jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined]
-        return "its generator is threefry2x32 as with jax_threefry_partitionable, which is switched off"
     return ""
 
 

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from sgfbias.diagonal.fused_random import bits, folded, normal, sign, square_root
+from sgfbias.core.counter import threefry
+from sgfbias.diagonal.fused_random import normal, rotated, sign, square_root
 from sgfbias.diagonal.potential import beta_from
 
 SEEDS = 64  # of one program: the rows of a warpgroup's matrix instruction
@@ -250,15 +251,14 @@ def advance(machine: Any, plan: Plan, data: Data, rates: Any, key: Any, step: Ar
         r = r + machine.product(split(beta, machine.rounded), data.parts, columns, True)
     square = jnp.sum(r * r, axis=1)
 
-    now = folded(key, jnp.full((SEEDS,), step.astype(jnp.uint32)))
     column = machine.matrix(jax.lax.broadcasted_iota(jnp.uint32, (SEEDS, plan.rows), 1))
-    if plan.two_point:
-        words = [over_columns(bits(now, jnp.full((SEEDS,), k, jnp.uint32)), plan.rows) for k in range(-(-plan.n // 32))]
-        random = words[0]
-        for k, later in enumerate(words[1:], start=1):
-            random = jnp.where(column < 32 * k, random, later)
-        noise = sign(random, over_seeds(data.masks, plan.rows))
+    number = step.astype(jnp.uint32)
+    if plan.two_point:  # of at most 64 examples: one block of two words
+        block = threefry(key, jnp.full((SEEDS,), number), jnp.zeros((SEEDS,), jnp.uint32), rotated)
+        first, second = (over_columns(word, plan.rows) for word in block)
+        noise = sign(jnp.where(column < 32, first, second), over_seeds(data.masks, plan.rows))
     else:
-        noise = normal(bits((over_columns(now[0], plan.rows), over_columns(now[1], plan.rows)), column))
+        wide = (over_columns(key[0], plan.rows), over_columns(key[1], plan.rows))
+        noise = normal(threefry(wide, machine.matrix(jnp.full((SEEDS, plan.rows), number)), column, rotated)[0])
     root = over_columns(square_root(gain * square), plan.rows)
     return c + (force * r + root * noise), covariance + gain * square, integral + rate * square

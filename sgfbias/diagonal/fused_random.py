@@ -1,7 +1,6 @@
-"""The package's random numbers inside a kernel: Threefry-2x32 (Salmon et al. 2011), normals and fair signs, bit for bit those of `jax.random`.
+"""Random numbers inside a kernel: those of the engine (`sgfbias.core.counter`) from the same words, by operations that kernel languages have.
 
-`jax.random` cannot be called inside a kernel, so its default generator (with `jax_threefry_partitionable`) is written out on 32-bit words here.
-Only operations that every kernel language has are used: a rotation is a product and a quotient by powers of 2, which compilers make shifts.
+`erf_inv` is not among them, so XLA's approximation of it is written out.
 """
 
 from __future__ import annotations
@@ -11,11 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-Words = tuple[Any, Any]
-
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-PARITY = 0x1BD11BDA
 
 # Giles 2010, "Approximating the erfinv function", single precision: for w = -log(1 - x^2) below 5 in w - 2.5, above in sqrt(w) - 3.
 CENTRE = (
@@ -32,44 +26,17 @@ CENTRE = (
 TAIL = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047, 1.00167406, 2.83297682)
 
 
-def word(value: int) -> Any:
-    """A constant of 32 bits."""
-    return jnp.uint32(value)
-
-
-def _rotated(x: Any, places: int) -> Any:
-    return (x * word(1 << places)) | (x // word(1 << (32 - places)))
-
-
-def threefry(key: Words, counter: Words) -> Words:
-    """Threefry-2x32 with 20 rounds: two words from a key of two words and a counter of two words, each an array of any one shape."""
-    schedule = (*key, key[0] ^ key[1] ^ word(PARITY))
-    x, y = counter[0] + schedule[0], counter[1] + schedule[1]
-    for block in range(5):
-        for places in ROTATIONS[block % 2]:
-            x = x + y
-            y = x ^ _rotated(y, places)
-        x, y = x + schedule[(block + 1) % 3], y + (schedule[(block + 2) % 3] + word(block + 1))
-    return x, y
-
-
-def folded(key: Words, number: Any) -> Words:
-    """`jax.random.fold_in` with a number of 32 bits."""
-    return threefry(key, (jnp.zeros_like(number), number))
-
-
-def bits(key: Words, index: Any) -> Any:
-    """Entry `index` of `jax.random.bits` of a shape that holds it."""
-    first, second = threefry(key, (jnp.zeros_like(index), index))
-    return first ^ second
+def rotated(word: Any, places: int) -> Any:
+    """To the left, by a product and a quotient with powers of 2, which compilers make shifts."""
+    return (word * jnp.uint32(1 << places)) | (word // jnp.uint32(1 << (32 - places)))
 
 
 def normal(random: Any) -> Any:
-    """The float32 that `jax.random.normal` makes of random bits."""
-    unit = jax.lax.bitcast_convert_type((random // word(1 << 9)) | word(0x3F800000), jnp.float32) - jnp.float32(1)
-    least = np.nextafter(np.float32(-1), np.float32(0))
-    x = jnp.maximum(unit * (np.float32(1) - least) + least, least)
-    # In the tails the rounding of x^2 is the larger part of 1 - x^2, and shared with `jax.random`: the minimum, which changes no
+    """The float32 that `sgfbias.core.counter.normals` makes of random bits."""
+    odd = jax.lax.bitcast_convert_type((random // jnp.uint32(1 << 7)) | jnp.uint32(1), jnp.int32)  # 25 bits, the first their sign
+    odd = jnp.where(odd >= 1 << 24, odd - (1 << 25), odd)
+    x = odd.astype(jnp.float32) * jnp.float32(2**-24)
+    # In the tails the rounding of x^2 is the larger part of 1 - x^2, and shared with XLA's function: the minimum, which changes no
     # value, keeps compilers from fusing product and difference into one operation that rounds once.
     w = -jnp.log(jnp.float32(1) - jnp.minimum(x * x, jnp.float32(1)))
     central = w < 5
@@ -87,5 +54,5 @@ def square_root(x: Any) -> Any:
 
 
 def sign(random: Any, mask: Any) -> Any:
-    """1 where the bit of `mask` is set in a random word, else -1: `sgfbias.core.brownian.fair_signs` takes bit i % 32 of word i // 32."""
+    """1 where the bit of `mask` is set in a random word, else -1: `sgfbias.core.counter.fair_signs` takes bit i % 32 of word i // 32."""
     return jnp.where((random & mask) != 0, jnp.float32(1), jnp.float32(-1))
