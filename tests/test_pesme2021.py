@@ -21,7 +21,14 @@ FIGURES = {1: fig1, 2: fig2, 3: fig3, 4: fig4, 5: fig5}
 TINY = {"n": 20, "d": 50, "sparsity": 3, "step_size": 0.15}
 SMALL = {
     1: fig1.Config(
-        **(TINY | {"step_size": 0.2}), steps=4000, levels=3, alpha_low=0.003, alpha_high=0.05, sweep_steps=6000, problems=7, alpha=0.02
+        **(TINY | {"n": 30, "step_size": 0.2}),
+        steps=4000,
+        levels=3,
+        alpha_low=0.003,
+        alpha_high=0.05,
+        sweep_steps=6000,
+        problems=7,
+        alpha=0.02,
     ),
     2: fig2.Config(**TINY, seeds=128, steps=3000, scheme_steps=1500),
     3: fig3.Config(**TINY, steps=4000, scheme_steps=300, path_steps=200, alpha=0.02),
