@@ -255,8 +255,8 @@ def advance(machine: Any, plan: Plan, data: Data, rates: Any, key: Any, step: Ar
     number = step.astype(jnp.uint32)
     if plan.two_point:  # of at most 64 examples: one block of two words
         block = threefry(key, jnp.full((SEEDS,), number), jnp.zeros((SEEDS,), jnp.uint32), rotated)
-        first, second = (over_columns(word, plan.rows) for word in block)
-        noise = sign(jnp.where(column < 32, first, second), over_seeds(data.masks, plan.rows))
+        words = [over_columns(word, plan.rows) for word in block]
+        noise = sign(jnp.where(column < 32, *words), over_seeds(data.masks, plan.rows))
     else:
         wide = (over_columns(key[0], plan.rows), over_columns(key[1], plan.rows))
         noise = normal(threefry(wide, machine.matrix(jnp.full((SEEDS, plan.rows), number)), column, rotated)[0])
