@@ -30,7 +30,8 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/sgfbias bench
+	$(BIN)/python benchmarks/render.py
 
 figures: $(STAMP)
 	$(BIN)/python notebooks/readme_example.py

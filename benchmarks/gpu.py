@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from run import RESULTS, hardware
+from measure import RESULTS, hardware
 
 import sgfbias as sgf
 from sgfbias.core.record import Record
