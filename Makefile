@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= results
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slow check bench figures docs clean
+.PHONY: demo test slow check bench figures notebooks docs clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, but $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.13")'
@@ -21,7 +21,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m slow $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -43,6 +43,11 @@ docs: $(VENV)/.docs
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	@touch $@
+
+# All of them, or some: make notebooks ONLY="01 03"
+notebooks: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[notebooks]'
+	$(BIN)/python notebooks/build.py $(ONLY)
 
 clean:
 	rm -rf $(VENV) $(OUT) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
