@@ -128,6 +128,7 @@ plt.show()
 
 # %%
 one_path = {}
+spread_out = np.argsort(problem.h)[[0, 13, 26, 39]]  # features from the smallest to the largest h
 for name in look:
     flow = sgf.StochasticGradientFlow(gamma, dt=2 * gamma, brownian_dt=finest)
     record = sgf.Record(["log_alpha"], times=60)
@@ -137,7 +138,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", share
 for ax, name in zip(axes, look, strict=True):
     S = np.asarray(one_path[name]["loss_integral"])
     shrunk = np.asarray(one_path[name]["log_alpha"] - network.log_alpha)
-    for j, colour in zip((0, 1, 2, 3), plt.cm.viridis([0.0, 0.3, 0.6, 0.85]), strict=True):
+    for j, colour in zip(spread_out, plt.cm.viridis([0.0, 0.3, 0.6, 0.85]), strict=True):
         ax.plot(S, shrunk[:, j], "o", markersize=3, color=colour, label=f"feature {j}")
         ax.plot(S, -2 * gamma * float(problem.h[j]) * S, color=colour, linewidth=1)
     tidy(

@@ -40,12 +40,12 @@ plt.rcParams["figure.dpi"] = 80
 def experiment(keys, *, alpha, gamma, draw):
     problem = sgf.SparseRegression.sample(jax.random.key(draw), n=20, d=50, sparsity=3)
     network = sgf.DiagonalNetwork.init(alpha=alpha, d=50)
-    runs = sgf.simulate(sgf.StochasticGradientFlow(gamma), network, problem, keys=keys, steps=1000, record=sgf.Record(times=2))
+    runs = sgf.simulate(sgf.StochasticGradientFlow(gamma), network, problem, keys=keys, steps=round(40 / gamma), record=sgf.Record(times=2))
     landed = sgf.land(runs)
     return {"loss_integral": runs.final["loss_integral"] + landed.remaining, "landed_error": landed.validation_error, "status": runs.status}
 
 
-alphas, gammas = np.geomspace(1e-3, 1e-1, 4), [0.01, 0.04]
+alphas, gammas = np.geomspace(1e-3, 1e-1, 4), [0.02, 0.06]
 sweep = sgf.Sweep(experiment, {"alpha": alphas, "gamma": gammas}, seeds=(0, 64), draws=3, chunk=64)
 print(sweep)
 
@@ -98,7 +98,7 @@ print(f"cells with something in them: {sum(cell['done'] > 0 for cell in state['c
 partial = sgf.open_sweep(path)
 print(f"median error of the first cell, already: {float(partial['landed_error'][0, 0, 0].median()):.2e}")
 try:
-    sgf.Sweep(experiment, {"alpha": alphas, "gamma": [0.01, 0.02]}, seeds=(0, 64), draws=3, chunk=64).run(path)
+    sgf.Sweep(experiment, {"alpha": alphas, "gamma": [0.02, 0.03]}, seeds=(0, 64), draws=3, chunk=64).run(path)
 except sgf.StoreError as refused:
     print("refused:", str(refused).replace(str(path), "runs.zarr"))
 
@@ -120,7 +120,7 @@ stored = runs["landed_error"].sel(alpha=alphas[2], gamma=gammas[1], draw=1)
 print(
     f"a chunk computed again: seeds that differ from the store: predicted 0, measured {int(np.sum(np.asarray(again['landed_error']) != stored.values))}"
 )
-runs
+print(f"the store: {', '.join(map(str, runs.data_vars))}; {', '.join(f'{name} {count}' for name, count in runs.sizes.items())}")
 
 # %% [markdown]
 # ## What theory says about the grid
@@ -160,27 +160,29 @@ for k, gamma in enumerate(gammas):
 # `open_sweep(path)`, or what `run` returns, is an `xarray.Dataset` that reads what is asked of it.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
 axes[0].plot(alphas, theory[:, :, 0].mean(axis=1), "--", color="#4d4d4d", label="no noise, closed form")
 axes[1].plot(alphas, np.exp(np.log(theory[:, :, 2]).mean(axis=1)), "--", color="#4d4d4d", label="no noise")
+axes[2].axhline(1, linestyle="--", color="#4d4d4d")
 for gamma, colour in zip(gammas, ("#7fb2e5", "#1b70b7"), strict=True):
     cell = sgf.open_sweep(path).sel(gamma=gamma)
-    axes[0].plot(alphas, cell["loss_integral"].mean(["draw", "seed"]), "o-", color=colour, label=f"$\\gamma$ = {gamma}")
-    logs = np.log(cell["landed_error"])
-    middle = np.exp(logs.mean(["draw", "seed"]))
-    spread = np.exp(logs.mean("draw").quantile([0.05, 0.95], "seed"))
-    axes[1].fill_between(alphas, *spread.values, color=colour, alpha=0.25, linewidth=0)
-    axes[1].plot(alphas, middle, "o-", color=colour, label=f"$\\gamma$ = {gamma}")
+    logs, label = np.log(cell["landed_error"].transpose("alpha", "draw", "seed")), f"$\\gamma$ = {gamma}"
+    axes[0].plot(alphas, cell["loss_integral"].mean(["draw", "seed"]), "o-", color=colour, label=label)
+    axes[1].plot(alphas, np.exp(logs.mean(["draw", "seed"])), "o-", color=colour, label=label)
+    gain = logs - np.log(theory[:, :, 2])[:, :, None]  # against no noise on the same data
+    axes[2].fill_between(alphas, *np.exp(gain.quantile([0.05, 0.95], ["draw", "seed"])).values, color=colour, alpha=0.25, linewidth=0)
+    axes[2].plot(alphas, np.exp(gain.median(["draw", "seed"])), "o-", color=colour, label=label)
 tidy(axes[0], title="Loss integral: noise prolongs the descent", x="$\\alpha$", y="$\\int L\\,dt$, mean", y_scale="linear")
-tidy(axes[1], title="Validation error of the landed solution", x="$\\alpha$", y="geometric mean, 5% to 95% of seeds")
+tidy(axes[1], title="Validation error of the landed solution", x="$\\alpha$", y="geometric mean")
+tidy(axes[2], title="... over that without noise", x="$\\alpha$", y="median, 5% to 95% of seeds and draws", y_scale="linear")
 for ax in axes:
     ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
 # **What to look at.** Left: the integral grows in proportion to $\log(1/\alpha)$ and, at a larger step size, lies above the closed form.
-# Right: the error rises with $\alpha$, and noise lowers it, more at the larger step size. It acts through $\gamma \int L$, and the integral
-# is larger at small $\alpha$, so the gap between the lines widens to the left.
+# Middle: the error rises with $\alpha$, and noise lowers it, more at the larger step size. Right: noise acts through $\gamma \int L$, and
+# the integral is larger at small $\alpha$, so the gain grows to the left.
 #
 # **Try next.**
 # - `sweep.run(path, executor=sgf.processes(2))` for processes; Dask, MPI and job arrays are in notebook 7.

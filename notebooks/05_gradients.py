@@ -2,10 +2,12 @@
 # # 5. Gradients of hyperparameters
 #
 # Which initialisation and which step size generalise best? One can sweep (notebook 4), or ask the derivative. Every run here is
-# differentiable with respect to everything it was given, along each seed's own random numbers. We look at one such gradient, check it three
-# ways, follow it downhill, and then learn fifty hyperparameters at once, which no grid could.
+# differentiable with respect to everything it was given, along each seed's own random numbers. We look at one such gradient, check it two
+# ways, follow it downhill, and then learn forty hyperparameters at once, which no grid could.
 
 # %%
+import warnings
+
 import jax
 
 jax.config.update("jax_enable_x64", True)
@@ -40,7 +42,7 @@ def outcome(hyper, key):
 
 
 start = {"log_alpha": jnp.log(0.2), "gamma": jnp.asarray(0.03)}
-keys = sgf.seeds(0, 64)
+keys = sgf.seeds(0, 32)
 gradient = sgf.hypergradient(outcome, start, keys=keys)
 print(gradient)
 
@@ -48,12 +50,11 @@ print(gradient)
 # Both signs make sense: a larger initialisation (`log_alpha`) hurts, more noise (`gamma`) helps. The standard errors are over seeds. The
 # last line says whether a single seed makes up the mean; near the edge of stability it would, and you would be warned.
 #
-# ## Three checks
+# ## Two checks
 #
-# 1. *Central differences*, $[f(\theta + \epsilon) - f(\theta - \epsilon)]/2\epsilon$, with the same keys in both runs. The error should be
-#    of the order $\epsilon^2$ relative to the gradient.
-# 2. *Forward mode*: the other way to differentiate, of the same steps. The difference should be rounding.
-# 3. *Theory, without noise*: as $\gamma \to 0$ the limit is `select(problem, log_alpha)` and no run is needed. Its derivative must be what
+# 1. *Central differences*, $[f(\theta + \epsilon) - f(\theta - \epsilon)]/2\epsilon$, with the same keys in both runs. Their error is of
+#    the order $\epsilon^2$, with $\epsilon$ small against $\theta$: six digits or so should agree.
+# 2. *Theory, without noise*: as $\gamma \to 0$ the limit is `select(problem, log_alpha)` and no run is needed. Its derivative must be what
 #    the gradient in `log_alpha` tends to.
 
 # %%
@@ -62,9 +63,6 @@ for name in start:
     moved = [sgf.hypergradient(outcome, {**start, name: start[name] + sign * epsilon}, keys=keys).value for sign in (1, -1)]
     difference = float((moved[0] - moved[1]) / (2 * epsilon))
     print(f"d outcome / d {name:9}  by differences {difference:.7f}, by gradient {float(gradient.gradient[name]):.7f}")
-forward = sgf.hypergradient(outcome, start, keys=keys, mode="forward")
-gap = max(abs(float(forward.gradient[k] / gradient.gradient[k]) - 1) for k in start)
-print(f"forward against reverse mode: predicted 0, measured {gap:.0e} (relative)")
 
 limit = float(jax.grad(lambda a: jnp.log(problem.validation_error(sgf.select(problem, a).beta)))(start["log_alpha"]))
 for gamma in (0.03, 0.01, 0.003):
@@ -83,18 +81,18 @@ found = sgf.tune(
     start,
     keys=keys,
     optimiser=optax.adam(0.3),
-    iterations=15,
+    iterations=12,
     bounds={"gamma": (0.005, 0.06), "log_alpha": (-4.0, 0.0)},
 )
 history = found.history
 print(found)
-fresh = sgf.hypergradient(outcome, found.hyper, keys=sgf.seeds(64, 128))
+fresh = sgf.hypergradient(outcome, found.hyper, keys=sgf.seeds(32, 64))
 print(f"log error on seeds the search has not seen: {float(fresh.value):.3f} +- {float(fresh.error):.3f}, on its own {found.value:.3f}")
 
 # %% [markdown]
 # ## One alpha per coordinate
 #
-# Now a question with fifty answers. Many small regression tasks share the *support* of their truth (the same 4 coordinates of 40 matter),
+# Now a question with forty answers. Many small regression tasks share the *support* of their truth (the same 4 coordinates of 40 matter),
 # but each has its own data and values. Ten examples per task are too few. Could the initialisation carry what the tasks have in common? The
 # potential $\phi_\alpha$ charges a coordinate with small $\alpha_j$ more, so **theory predicts**: $\alpha_j$ rises on the support and falls
 # elsewhere.
@@ -114,15 +112,17 @@ def task(key):
 
 def task_error(log_alpha, key):
     network = sgf.DiagonalNetwork.init(log_alpha=log_alpha, d=d)
-    flow = sgf.StochasticGradientFlow(0.02, dt=0.04)
+    flow = sgf.StochasticGradientFlow(0.02, dt=0.03)
     runs = sgf.simulate(flow, network, task(key), keys=key, steps=300, record=sgf.Record(times=2))
     return jnp.log(sgf.land(runs).validation_error)
 
 
 uniform = jnp.full(d, jnp.log(0.1))
-learned = sgf.tune(task_error, uniform, keys=sgf.seeds(0, 32), optimiser=optax.adam(0.3), iterations=20, bounds=(-6.0, 0.5))
-held_out = sgf.seeds(1000, 1064)
-before, after = (sgf.hypergradient(task_error, a, keys=held_out) for a in (uniform, learned.hyper))
+learned = sgf.tune(task_error, uniform, keys=sgf.seeds(0, 32), optimiser=optax.adam(0.4), iterations=10, bounds=(-6.0, -0.5))
+held_out = sgf.seeds(1000, 1032)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # of tasks without a limit, which are counted below
+    before, after = (sgf.hypergradient(task_error, a, keys=held_out) for a in (uniform, learned.hyper))
 on = np.isin(np.arange(d), support)
 values = np.asarray(learned.hyper)
 print(
@@ -131,11 +131,13 @@ print(
 print(
     f"coordinates of the support among the 4 largest alphas: predicted 4, measured {int(np.isin(np.argsort(-values)[:4], support).sum())}"
 )
-print(f"geometric mean error on 64 unseen tasks: uniform {np.exp(float(before.value)):.3f}, learned {np.exp(float(after.value)):.4f}")
+print(
+    f"geometric mean error on 32 unseen tasks ({before.excluded} and {after.excluded} lost): uniform {np.exp(float(before.value)):.3f}, learned {np.exp(float(after.value)):.4f}"
+)
 
 # %% [markdown]
-# **What to look at.** Left: the outcome falls as the search goes on. Middle: its path, from the top left, towards small $\alpha$ and large
-# $\gamma$. Right: the learned initialisation; the search found the four coordinates by itself.
+# **What to look at.** Left: the outcome falls as the search goes on. Middle: its path, from the bottom right, towards small $\alpha$ and
+# large $\gamma$. Right: the learned initialisation; the search found the four coordinates by itself.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
@@ -143,8 +145,8 @@ axes[0].plot(history["iteration"], np.exp(history["value"]), "o-", color="#1b70b
 axes[0].plot(learned.history["iteration"], np.exp(learned.history["value"]), "s-", color="#e0a100", label="40 alphas")
 tidy(axes[0], title="Outcome", x="iteration", y="validation error (geometric mean)", x_scale="linear")
 axes[0].legend(frameon=False)
-axes[1].plot(np.exp(history["log_alpha"]), history["gamma"], "o-", color="#1b70b7")
-tidy(axes[1], title="Path of the search", x="$\\alpha$", y="$\\gamma$", y_scale="linear")
+axes[1].plot(history["log_alpha"], history["gamma"], "o-", color="#1b70b7")
+tidy(axes[1], title="Path of the search", x="$\\log\\alpha$", y="$\\gamma$", x_scale="linear", y_scale="linear")
 axes[2].bar(np.arange(d), np.exp(values), color=np.where(on, "#c23b8f", "#9a9a9a"))
 axes[2].axhline(0.1, color="black", linewidth=1, linestyle="--")
 tidy(axes[2], title="Learned $\\alpha_j$ (pink: the true support)", x="coordinate $j$", y="$\\alpha_j$", x_scale="linear")
@@ -155,5 +157,6 @@ plt.show()
 # - Move the support in `held_out` tasks: what was learned then hurts, as it should.
 # - A noise schedule: `sgf.LabelNoise(delta)` takes any function of the iteration, and its parameters can be hyperparameters (`sgfbias run
 #   noise-schedule`).
+# - `mode="forward"`: the other way to differentiate the same steps; it agrees to rounding.
 # - `growth=` of `hypergradient` measures how fast tangents grow: the first thing to look at when gradients become wild.
 # - `checkpoint="search.npz"` in `tune`: a search that may be killed and goes on.

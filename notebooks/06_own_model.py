@@ -58,9 +58,10 @@ print(f"{problem.n} examples, {count} parameters, loss at the start {float(probl
 # $$\mathbb{E}[\Delta w] = -\gamma \nabla L, \qquad \operatorname{tr}\operatorname{Cov}(\Delta w) = \frac{\gamma^2}{b}\Big[\frac1n\sum_i |g_i|^2 - |\nabla L|^2\Big].$$
 #
 # The flow with `MinibatchNoise(b)` must have both, in one solver step of length $\gamma$. The right-hand sides take a few lines of JAX, and
-# the left-hand sides are estimates from 2048 seeds of a single step, so that deviations of a few percent are expected. We look at the
-# network as it starts and after training by gradient descent, where some examples are fitted and others are not. The mean-loss noise is
-# shown beside: it gives every example the same noise, by the mean loss, so **theory promises it the mean only**.
+# the left-hand sides are estimates from 2048 seeds of a single step, so that deviations of a few percent, and of one or two standard errors
+# in the mean, are expected. We look at the network as it starts and after training by gradient descent, where some examples are fitted and
+# others are not. The mean-loss noise is shown beside: it gives every example the same noise, by the mean loss, so **theory promises it the
+# mean only**.
 
 # %%
 gamma, batch = 0.1, 4
@@ -88,13 +89,18 @@ for when, network in {"at the start": model, "after training": trained}.items():
     each = flat(jax.vmap(lambda x, y: one_gradient(network, x, y))(problem.inputs, problem.targets))  # (n, parameters)
     mean = each.mean(axis=0)
     variance = gamma**2 / batch * (np.mean(np.sum(each**2, axis=1)) - np.sum(mean**2))
-    print(f"{when}\n  {'theory':22} mean along the gradient {gamma * np.linalg.norm(mean):.5f}, trace of the covariance {variance:.2e}")
+    print(
+        f"{when}\n  {'theory':22} mean along the gradient {gamma * np.linalg.norm(mean):.4f}          , trace of the covariance {variance:.2e}"
+    )
     for name, rule in dynamics.items():
         one = sgf.simulate(rule, network, problem, keys=sgf.seeds(0, 2048), steps=1, record=sgf.Record(times=2))
         move = flat(one.networks)
         start = flat(jax.tree.map(lambda leaf: leaf[None] if eqx.is_array(leaf) else leaf, network))
-        along = -(np.mean(move, axis=0) - start[0]) @ mean / np.linalg.norm(mean)
-        print(f"  {names[name]:22} mean along the gradient {along:.5f}, trace of the covariance {np.sum(move.var(axis=0)):.2e}")
+        along = (start - move) @ mean / np.linalg.norm(mean)
+        error = along.std() / np.sqrt(len(along))
+        print(
+            f"  {names[name]:22} mean along the gradient {along.mean():.4f} +- {error:.4f}, trace of the covariance {np.sum(move.var(axis=0)):.2e}"
+        )
 
 # %% [markdown]
 # ## Whole runs
@@ -157,7 +163,7 @@ for ax, name, title in ((axes[0], "loss", "Training loss"), (axes[1], "test_loss
     for key, one in runs.items():
         band(ax, np.asarray(one.times), np.asarray(one[name]), colour=COLOURS[key], label=names[key])
     line(ax, np.asarray(descent.times), np.asarray(descent[name]), colour=COLOURS["gd"], label="gradient descent", style="--")
-    tidy(ax, title=title, x="flow time", y="logistic loss")
+    tidy(ax, title=title, x="flow time", y="logistic loss", y_scale="linear")
 axes[0].legend(frameon=False, fontsize=9)
 
 side = np.linspace(-1.8, 2.8, 80), np.linspace(-1.4, 1.8, 60)

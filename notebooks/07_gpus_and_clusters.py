@@ -117,7 +117,7 @@ axes[1].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# **What to look at.** Left: the points rise with the line, at some distance below or about it: it is an order of magnitude. Right: the
+# **What to look at.** Left: the points rise with the line and stay mostly below it, as they should with an order of magnitude. Right: the
 # points follow the line; the last ones are from few groups and scatter more.
 #
 # ## Job arrays: shares of one sweep
@@ -196,7 +196,7 @@ print(f"two processes, from the command line, against this one: identical, predi
 # **Try next.**
 # - `sgfbias status results/runs.zarr` from another terminal while a sweep runs: done, failed, diverged, rate and time left.
 # - Kill a worker, or the whole sweep, with `kill -9`; run it again.
-# - On a GPU: 4096 seeds take about as long as 64. Give a sweep larger chunks (`chunk=`).
+# - On a GPU a tile holds 4096 seeds, and fewer leave it idle: give a sweep larger chunks (`chunk=`).
 # - Memory: record few times (`Record(times=2)`); where a device runs out, fewer tiles run at once.
 
 # %%
