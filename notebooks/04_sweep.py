@@ -120,7 +120,7 @@ stored = runs["landed_error"].sel(alpha=alphas[2], gamma=gammas[1], draw=1)
 print(
     f"a chunk computed again: seeds that differ from the store: predicted 0, measured {int(np.sum(np.asarray(again['landed_error']) != stored.values))}"
 )
-print(f"the store: {', '.join(map(str, runs.data_vars))}; {', '.join(f'{name} {count}' for name, count in runs.sizes.items())}")
+print(f"the store: {', '.join(sorted(map(str, runs.data_vars)))}; {', '.join(f'{name} {count}' for name, count in runs.sizes.items())}")
 
 # %% [markdown]
 # ## What theory says about the grid

@@ -64,7 +64,8 @@ def execute(script: Path) -> nbformat.NotebookNode:
     from nbclient import NotebookClient
 
     notebook = parse(script)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": HERE}}).execute()
+    options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    NotebookClient(notebook, resources={"metadata": {"path": HERE}}, **options).execute()
     notebook["metadata"] = parse(script)["metadata"]
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
