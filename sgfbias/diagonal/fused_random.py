@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Giles 2010, "Approximating the erfinv function", single precision: for w = -log(1 - x^2) below 5 in w - 2.5, above in sqrt(w) - 3.
+# Giles 2011, "Approximating the erfinv function", single precision: for w = -log(1 - x^2) below 5 in w - 2.5, above in sqrt(w) - 3.
 CENTRE = (
     2.81022636e-08,
     3.43273939e-07,
