@@ -1,4 +1,4 @@
-"""The command line: `sgfbias list | run | reproduce | sweep | status | show | cite | bench`."""
+"""The command line: `sgfbias list | run | reproduce | sweep | status | show | cite | explore | bench`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sgfbias.cli_reproduce import ReproduceCommand, run_reproduce
+from sgfbias.cli_explore import ExploreCommand, run_explore
 from sgfbias.cli_sweep import EXIT_INTERRUPTED, StatusCommand, SweepCommand, run_status, run_sweep, show_sweep
 from sgfbias.execute import execute, judge, paper_config
 from sgfbias.studies import STUDIES, study_named
@@ -88,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
             return run_sweep(command)
         if isinstance(command, StatusCommand):
             return run_status(command)
+        if isinstance(command, ExploreCommand):
+            return run_explore(command)
         name, config, output = command
         return _run(name, config, output)
     except SweepInterrupted as error:
@@ -133,6 +136,11 @@ def _parse(arguments: list[str]) -> Any:
     @app.command(name="cite")
     def _(command: tyro.conf.OmitArgPrefixes[Cite]) -> None:
         """Print the BibTeX of what a study or a store used."""
+        chosen.append(command)
+
+    @app.command(name="explore")
+    def _(command: tyro.conf.OmitArgPrefixes[ExploreCommand] = ExploreCommand()) -> None:
+        """Open a page of sliders and live pictures on this machine."""
         chosen.append(command)
 
     if arguments[:1] == ["run"]:

@@ -1,0 +1,327 @@
+"""What the explorer shows, computed in under two seconds a move: a short run, landed, beside what theory predicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sgfbias.core.brownian import seeds
+from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
+from sgfbias.core.noise import LabelNoise, MeanLossNoise
+from sgfbias.core.record import Record
+from sgfbias.core.simulate import simulate
+from sgfbias.diagonal.curve import solution_curve
+from sgfbias.diagonal.landing import Landing, land
+from sgfbias.diagonal.network import DiagonalNetwork
+from sgfbias.diagonal.potential import potential, u_from
+from sgfbias.diagonal.problem import SparseRegression
+from sgfbias.diagonal.selection import minimum_l1, minimum_l2, select_many
+
+TIMES = 60
+CURVE_POINTS = 80
+CHECK_SEEDS, CHECK_STEPS, CHECK_WIDTH = 16, 100, 1 / 8  # of the run in weights: seeds, steps of gamma, step over gamma
+ALPHAS = (1e-6, 10.0)
+_ONE_AT_A_TIME = threading.Lock()  # pages share the cores and what is compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class ExploreConfig:
+    """A stochastic gradient flow on a diagonal linear network, small enough to be recomputed at every move of a slider."""
+
+    alpha: float = 0.01
+    """Scale of the initialisation, w_+ = w_- = alpha."""
+    step_size: float = 0.1
+    """gamma, also the step of the solver."""
+    noise: Literal["mean-loss", "label", "none"] = "mean-loss"
+    """Noise of the flow: that of SGD, label noise for the first label_steps steps and SGD's after, or none (gradient flow)."""
+    strength: float = 1.0
+    """Mean-loss: the variance over that of batches of 1, so 1/b for batches of b. Label noise: delta."""
+    label_steps: int = 100
+    """Steps for which label noise is on."""
+    steps: int = 400
+    """Steps before landing, those with label noise not counted."""
+    n: int = 40
+    """Examples."""
+    d: int = 100
+    """Features."""
+    sparsity: int = 5
+    """Non-zero entries of the truth."""
+    seeds: int = 64
+    """Number of seeds."""
+    problem_seed: int = 0
+    """Seed of the drawn problem."""
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        **Raises:** `ValueError` naming the value.
+        """
+        if not ALPHAS[0] <= self.alpha <= ALPHAS[1]:
+            raise ValueError(f"alpha must be between {ALPHAS[0]:g} and {ALPHAS[1]:g}, but is {self.alpha}")
+        for name in ("step_size", "strength"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be positive and finite, but is {getattr(self, name)}")
+        if self.noise not in ("mean-loss", "label", "none"):
+            raise ValueError(f"noise must be mean-loss, label or none, but is {self.noise!r}")
+        for name, least in (("label_steps", 4), ("steps", 4), ("n", 1), ("sparsity", 1), ("seeds", 2), ("problem_seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, but is {getattr(self, name)}")
+        if self.n >= self.d:
+            raise ValueError(
+                f"n must be below d = {self.d}, but is {self.n}: with that many examples one solution at most fits them all, and there is "
+                "nothing to select"
+            )
+        if self.sparsity > self.d:
+            raise ValueError(f"sparsity must be at most d = {self.d}, but is {self.sparsity}")
+
+    @property
+    def noise_step_size(self) -> float:
+        """gamma as the noise has it: times strength with mean-loss noise."""
+        return self.step_size * (self.strength if self.noise == "mean-loss" else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Runs and where they land; NumPy, leading axis seeds, NaN for a seed that diverged.
+
+    - `times` (times,); `loss`, `validation` (seeds, times).
+    - `iterate`, `beta`, `log_alpha` (seeds, d): at the end of the run, landed, and the effective initialisation.
+    - `integral` (seeds,): int L dt to infinity as expected, with int delta^2 dt of the label noise; NaN where no expectation exists.
+    - `validation_error`, `error` (seeds,): of the landed solutions, and the estimate of their distance from the limit.
+    """
+
+    times: np.ndarray
+    loss: np.ndarray
+    validation: np.ndarray
+    iterate: np.ndarray
+    beta: np.ndarray
+    log_alpha: np.ndarray
+    integral: np.ndarray
+    validation_error: np.ndarray
+    error: np.ndarray
+    diverged: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Explored:
+    """What is shown of one config; NumPy throughout.
+
+    - `runs` of the seeds (one run without noise) and `descent`, the gradient flow.
+    - `predicted` (seeds, d): the programme's solution at the alpha that the theorem gives from each seed's loss integral.
+    - `curve_integral`, `curve_error` (points,): validation error of the solutions that the mean-loss model can select.
+    - `ball`: the unit ball of phi_alpha in two dimensions, x and y, at the start's alpha and at `effective_alpha`.
+    - `gap`, `gap_start`: see `weights_gap`. `seconds`: it took to compute.
+    """
+
+    config: ExploreConfig
+    runs: Runs
+    descent: Runs
+    predicted: np.ndarray
+    beta_star: np.ndarray
+    l1: np.ndarray
+    l2: np.ndarray
+    ceiling: float
+    curve_integral: np.ndarray
+    curve_error: np.ndarray
+    effective_alpha: float
+    gap: float
+    gap_start: float
+    seconds: float
+
+    @property
+    def shown(self) -> int:
+        """The seed whose landed error is the middle one, which the picture of coordinates shows."""
+        errors = self.runs.validation_error
+        kept = np.flatnonzero(np.isfinite(errors))
+        return int(kept[np.argsort(errors[kept])[(kept.size - 1) // 2]]) if kept.size else 0
+
+    @property
+    def landed(self) -> int:
+        """How many seeds landed."""
+        return int(np.sum(~self.runs.diverged))
+
+
+def explore(config: ExploreConfig) -> Explored:
+    """Simulate, land and predict.
+
+    **Raises:** `ValueError` for values that make no sense. Seeds that diverge are no error: they are marked, and `notes` counts them.
+    """
+    config.check()
+    started = time.perf_counter()
+    with _ONE_AT_A_TIME, jax.enable_x64(True):
+        problem = SparseRegression.sample(
+            jax.random.key(config.problem_seed), n=config.n, d=config.d, sparsity=config.sparsity, dtype=jnp.float64
+        )
+        network = DiagonalNetwork.init(alpha=config.alpha, d=config.d, dtype=jnp.float64)
+        descent = _descent(config, problem, network)
+        runs = {"mean-loss": _mean_loss, "label": _label, "none": lambda *_: descent}[config.noise](config, problem, network)
+
+        h, start = np.asarray(problem.h), np.asarray(network.log_alpha)
+        rate = 2 * (0.0 if config.noise == "none" else config.noise_step_size)
+        known = np.isfinite(runs.integral)
+        law = start - rate * np.where(known, runs.integral, 0)[:, None] * h
+        predicted = np.asarray(select_many(problem, jnp.asarray(law)).beta)
+        top = 1.1 * float(np.max(runs.integral[known], initial=0)) or 1.0
+        integrals = np.linspace(0, top, CURVE_POINTS)
+        curve = np.asarray(
+            solution_curve(problem, network.log_alpha, step_size=config.noise_step_size, integrals=jnp.asarray(integrals)).beta
+        )
+        beta_star = np.asarray(problem.beta_star)
+        gap, gap_start = weights_gap(config, problem, network)
+        alive = runs.log_alpha[~runs.diverged]
+        return Explored(
+            config=config,
+            runs=runs,
+            descent=descent,
+            predicted=np.where(known[:, None], predicted, np.nan),
+            beta_star=beta_star,
+            l1=np.asarray(minimum_l1(problem)),
+            l2=np.asarray(minimum_l2(problem)),
+            ceiling=float(1 / np.sum(h * np.abs(beta_star))),
+            curve_integral=integrals,
+            curve_error=np.sum(np.square(curve - beta_star), axis=1),
+            effective_alpha=float(np.exp(np.median(alive))) if alive.size else float("nan"),
+            gap=gap,
+            gap_start=gap_start,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def notes(explored: Explored) -> list[str]:
+    """What went wrong, in words; empty if nothing did."""
+    config, runs, count = explored.config, explored.runs, explored.runs.diverged.size
+    found = []
+    lost = count - explored.landed
+    if lost:
+        who = "the run" if count == 1 else f"all {count} seeds" if lost == count else f"{lost} of {count} seeds"
+        found.append(
+            f"{who} diverged at gamma = {config.step_size:g} and {'is' if count == 1 else 'are'} left out of every picture: NaN, or a loss that "
+            f"stays high. Near a sparse solution the noise is stable up to gamma of about {explored.ceiling:.2g}, in units of batches of 1. "
+            "Take a smaller gamma; at a very small alpha also more steps, to leave the plateau."
+        )
+    blind = int(np.sum(~runs.diverged & ~np.isfinite(runs.error)))
+    if blind:
+        found.append(f"{blind} of {count} seeds landed without an error estimate: they are too close to the stability edge.")
+    if not np.isfinite(explored.descent.validation_error[0]) and config.noise != "none":
+        found.append("gradient flow diverged at this step size and is left out.")
+    return found
+
+
+def weights_gap(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> tuple[float, float]:
+    """How far a run in weights is from what the theorem says at any time, `arcsinh(beta / 2 alpha_t^2)` in the row space of X: the part outside
+    over the whole, the median over 16 seeds; and the same with the start's alpha in place of alpha_t.
+
+    The runs that are shown are in mirror coordinates, where this holds by construction: in weights it can fail, by the solver's error at the
+    step gamma/8 if the theorem is right. NaN if every seed diverges.
+    """
+    gamma, dt = config.noise_step_size, config.step_size * CHECK_WIDTH
+    flow: Any = GradientFlow(dt=dt)
+    if config.noise != "none":
+        flow = StochasticGradientFlow(gamma, LabelNoise(config.strength) if config.noise == "label" else MeanLossNoise(), dt=dt)
+    keys = None if config.noise == "none" else seeds(0, CHECK_SEEDS)
+    steps = round(CHECK_STEPS / CHECK_WIDTH)
+    runs = simulate(flow, network, problem, keys=keys, steps=steps, coordinates="weights", record=Record(times=2))
+    bad = np.atleast_1d(np.asarray(runs.diverged))
+    if bad.all():
+        return float("nan"), float("nan")
+    beta = np.where(bad[:, None], 1.0, np.atleast_2d(runs.final["beta"]))
+    integral = np.where(bad, 0.0, np.atleast_1d(runs.final["loss_integral"]))
+    if config.noise == "label":
+        integral = integral + config.strength**2 * dt * steps
+    start = np.broadcast_to(np.asarray(network.log_alpha), beta.shape)
+    effective = start - 2 * (0.0 if config.noise == "none" else gamma) * integral[:, None] * np.asarray(problem.h)
+    rows = np.linalg.qr(np.asarray(problem.X).T)[0]
+
+    def outside(log_alpha: np.ndarray) -> float:
+        u = np.asarray(u_from(jnp.asarray(beta), jnp.asarray(log_alpha)))
+        return float(np.median((np.linalg.norm(u - u @ rows @ rows.T, axis=1) / np.linalg.norm(u, axis=1))[~bad]))
+
+    return outside(effective), outside(start)
+
+
+@eqx.filter_jit
+def _potential(size: Array, log_alpha: Array) -> Array:
+    return jax.vmap(lambda b: potential(b[None], log_alpha[None]))(size)
+
+
+def unit_ball(alpha: float, *, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """The level set of phi_alpha in two dimensions through (1, 0), x and y, closed: a diamond as alpha -> 0, a circle as alpha -> infinity."""
+    # phi is a sum over coordinates, so the curve is g(x) + g(y) = g(1): solved for y >= x, where g is steep, and reflected.
+    size = np.linspace(0, 1, 2001)
+    with jax.enable_x64(True):
+        g = np.asarray(_potential(jnp.asarray(size), jnp.log(jnp.asarray(alpha, jnp.float64))))
+    g = g - g[0]
+    x = np.linspace(0, np.interp(g[-1] / 2, g, size), points)
+    y = np.interp(g[-1] - np.interp(x, size, g), g, size)
+    eighth = np.stack([x, y])
+    quarter = np.concatenate([eighth, eighth[::-1, ::-1]], axis=1)  # from (0, 1) to (1, 0)
+    half = np.concatenate([quarter, (quarter * [[1], [-1]])[:, ::-1]], axis=1)
+    x, y = np.concatenate([half, (half * [[-1], [1]])[:, ::-1]], axis=1)
+    return x, y
+
+
+def _descent(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> Runs:
+    flow = GradientFlow(dt=config.step_size)
+    runs = simulate(flow, network, problem, steps=config.steps, record=Record(times=TIMES))
+    one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (runs.series, runs.final, runs.diverged, land(runs)))
+    return _runs(np.asarray(runs.times), *one)
+
+
+def _mean_loss(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> Runs:
+    flow = StochasticGradientFlow(config.noise_step_size, dt=config.step_size)
+    runs = simulate(flow, network, problem, keys=seeds(0, config.seeds), steps=config.steps, record=Record(times=TIMES))
+    return _runs(np.asarray(runs.times), runs.series, runs.final, runs.diverged, land(runs))
+
+
+def _label(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> Runs:
+    gamma, count = config.step_size, config.seeds
+    noisy = StochasticGradientFlow(gamma, LabelNoise(config.strength), dt=gamma)
+    on = simulate(noisy, network, problem, keys=seeds(0, count), steps=config.label_steps, record=Record(times=TIMES))
+    quiet = StochasticGradientFlow(gamma, dt=gamma)
+    times, series, final, diverged, landing = _follow(quiet, on.networks, problem, seeds(count, 2 * count), config.steps)
+    end = float(on.times[-1])
+    series = {name: np.concatenate([on.series[name], series[name][:, 1:]], axis=1) for name in ("loss", "validation_error")}
+    final = final | {"loss_integral": on.final["loss_integral"] + config.strength**2 * end + final["loss_integral"]}
+    return _runs(np.concatenate([on.times, end + np.asarray(times[0, 1:])]), series, final, diverged, landing)
+
+
+@eqx.filter_jit
+def _follow(flow: StochasticGradientFlow, networks: DiagonalNetwork, problem: SparseRegression, keys: Array, steps: int) -> Any:
+    """Each seed from a network of its own, landed."""
+
+    def one(network: DiagonalNetwork, key: Array) -> Any:
+        runs = simulate(flow, network, problem, keys=key, steps=steps, record=Record(times=TIMES))
+        return runs.times, runs.series, runs.final, runs.diverged, land(runs)
+
+    return jax.vmap(one)(networks, keys)
+
+
+def _runs(times: np.ndarray, series: Any, final: Any, diverged: Any, landing: Landing) -> Runs:
+    """NumPy, with NaN for what diverged."""
+    bad = np.asarray(diverged)
+
+    def kept(values: Any) -> np.ndarray:
+        values = np.asarray(values, np.float64)
+        return np.where(bad.reshape(bad.shape + (1,) * (values.ndim - 1)), np.nan, values)
+
+    remaining = np.asarray(landing.remaining)
+    return Runs(
+        times=times,
+        loss=kept(series["loss"]),
+        validation=kept(series["validation_error"]),
+        iterate=kept(final["beta"]),
+        beta=kept(landing.beta),
+        log_alpha=kept(landing.log_alpha),
+        integral=kept(np.where(np.isfinite(remaining), final["loss_integral"] + remaining, np.nan)),
+        validation_error=kept(landing.validation_error),
+        error=np.where(bad, np.inf, landing.error),
+        diverged=bad,
+    )
