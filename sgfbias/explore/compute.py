@@ -90,12 +90,13 @@ class ExploreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Runs and where they land; NumPy, leading axis seeds, NaN for a seed that diverged.
+    """Runs and where they land; NumPy, leading axis seeds.
 
-    - `times` (times,); `loss`, `validation` (seeds, times).
-    - `iterate`, `beta`, `log_alpha` (seeds, d): at the end of the run, landed, and the effective initialisation.
-    - `integral` (seeds,): int L dt to infinity as expected, with int delta^2 dt of the label noise; NaN where no expectation exists.
-    - `validation_error`, `error` (seeds,): of the landed solutions, and the estimate of their distance from the limit.
+    - `times` (times,); `loss`, `validation` (seeds, times); `iterate` (seeds, d), at the end. NaN for a seed that diverged.
+    - `beta`, `log_alpha` (seeds, d): the landed solution and the effective initialisation. `validation_error`, `error` (seeds,): of the landed
+      solution, and the estimate of its distance from the limit. `integral` (seeds,): int L dt to infinity as expected, with int delta^2 dt of
+      label noise. NaN for a seed without an estimate: too close to the stability edge to say that it will settle, or diverged.
+    - `diverged`, `landed` (seeds,) of bool.
     """
 
     times: np.ndarray
@@ -108,6 +109,11 @@ class Runs:
     validation_error: np.ndarray
     error: np.ndarray
     diverged: np.ndarray
+
+    @property
+    def landed(self) -> np.ndarray:
+        """Seeds that landed with an error estimate, (seeds,)."""
+        return np.isfinite(self.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +145,8 @@ class Explored:
     @property
     def shown(self) -> int:
         """The seed whose landed error is the middle one, which the picture of coordinates shows."""
-        errors = self.runs.validation_error
-        kept = np.flatnonzero(np.isfinite(errors))
+        errors, kept = self.runs.validation_error, np.flatnonzero(self.runs.landed)
         return int(kept[np.argsort(errors[kept])[(kept.size - 1) // 2]]) if kept.size else 0
-
-    @property
-    def landed(self) -> int:
-        """How many seeds landed."""
-        return int(np.sum(~self.runs.diverged))
 
 
 def explore(config: ExploreConfig) -> Explored:
@@ -166,7 +166,7 @@ def explore(config: ExploreConfig) -> Explored:
 
         h, start = np.asarray(problem.h), np.asarray(network.log_alpha)
         rate = 2 * (0.0 if config.noise == "none" else config.noise_step_size)
-        known = np.isfinite(runs.integral)
+        known = runs.landed
         law = start - rate * np.where(known, runs.integral, 0)[:, None] * h
         predicted = np.asarray(select_many(problem, jnp.asarray(law)).beta)
         top = 1.1 * float(np.max(runs.integral[known], initial=0)) or 1.0
@@ -176,7 +176,7 @@ def explore(config: ExploreConfig) -> Explored:
         )
         beta_star = np.asarray(problem.beta_star)
         gap, gap_start = weights_gap(config, problem, network)
-        alive = runs.log_alpha[~runs.diverged]
+        alive = runs.log_alpha[known]
         return Explored(
             config=config,
             runs=runs,
@@ -198,20 +198,24 @@ def explore(config: ExploreConfig) -> Explored:
 def notes(explored: Explored) -> list[str]:
     """What went wrong, in words; empty if nothing did."""
     config, runs, count = explored.config, explored.runs, explored.runs.diverged.size
+
+    def who(lost: int) -> str:
+        return "The run" if count == 1 else f"All {count} seeds" if lost == count else f"{lost} of {count} seeds"
+
     found = []
-    lost = count - explored.landed
+    lost, blind = int(runs.diverged.sum()), int(np.sum(~runs.diverged & ~runs.landed))
     if lost:
-        who = "the run" if count == 1 else f"all {count} seeds" if lost == count else f"{lost} of {count} seeds"
         found.append(
-            f"{who} diverged at gamma = {config.step_size:g} and {'is' if count == 1 else 'are'} left out of every picture: NaN, or a loss that "
-            f"stays high. Near a sparse solution the noise is stable up to gamma of about {explored.ceiling:.2g}, in units of batches of 1. "
-            "Take a smaller gamma; at a very small alpha also more steps, to leave the plateau."
+            f"{who(lost)} diverged at gamma = {config.step_size:g} and {'is' if lost == 1 else 'are'} left out: NaN, or a loss that stays high. "
+            f"Take a smaller gamma{', or a longer run to leave the plateau of a small alpha' if config.alpha < 1e-3 else ''}. "
+            f"Near the truth the noise is stable for gamma times its strength below about {explored.ceiling:.2g}."
         )
-    blind = int(np.sum(~runs.diverged & ~np.isfinite(runs.error)))
     if blind:
-        found.append(f"{blind} of {count} seeds landed without an error estimate: they are too close to the stability edge.")
-    if not np.isfinite(explored.descent.validation_error[0]) and config.noise != "none":
-        found.append("gradient flow diverged at this step size and is left out.")
+        found.append(
+            f"{who(blind)} could not be landed: too close to the stability edge to say that {'it' if blind == 1 else 'they'} will settle."
+        )
+    if not explored.descent.landed[0] and config.noise != "none":
+        found.append("Gradient flow diverged at this step size and is left out.")
     return found
 
 
@@ -305,23 +309,25 @@ def _follow(flow: StochasticGradientFlow, networks: DiagonalNetwork, problem: Sp
 
 
 def _runs(times: np.ndarray, series: Any, final: Any, diverged: Any, landing: Landing) -> Runs:
-    """NumPy, with NaN for what diverged."""
+    """NumPy, with NaN for what diverged or did not land."""
     bad = np.asarray(diverged)
 
     def kept(values: Any) -> np.ndarray:
         values = np.asarray(values, np.float64)
         return np.where(bad.reshape(bad.shape + (1,) * (values.ndim - 1)), np.nan, values)
 
-    remaining = np.asarray(landing.remaining)
+    error = np.where(bad, np.nan, landing.error)
+    blind = ~np.isfinite(error)
+    beta, log_alpha = (np.where(blind[:, None], np.nan, values) for values in (landing.beta, landing.log_alpha))
     return Runs(
         times=times,
         loss=kept(series["loss"]),
         validation=kept(series["validation_error"]),
         iterate=kept(final["beta"]),
-        beta=kept(landing.beta),
-        log_alpha=kept(landing.log_alpha),
-        integral=kept(np.where(np.isfinite(remaining), final["loss_integral"] + remaining, np.nan)),
-        validation_error=kept(landing.validation_error),
-        error=np.where(bad, np.inf, landing.error),
+        beta=beta,
+        log_alpha=log_alpha,
+        integral=np.where(blind, np.nan, final["loss_integral"] + landing.remaining),
+        validation_error=np.where(blind, np.nan, landing.validation_error),
+        error=np.where(blind, np.nan, error),
         diverged=bad,
     )

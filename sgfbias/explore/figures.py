@@ -38,8 +38,13 @@ def plot(explored: Explored) -> Any:
     return figure
 
 
-def _nothing(axes: Any, text: str = "every seed diverged") -> None:
+def _nothing(axes: Any, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=CONTROL)
+
+
+def _scale(*drawn: np.ndarray) -> str:
+    """Logarithmic where there is something to draw on it."""
+    return "log" if any((np.isfinite(values) & (values > 0)).any() for values in drawn) else "linear"
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -50,7 +55,7 @@ def _training(axes: Any, explored: Explored, name: str, title: str) -> None:
     config, runs, descent = explored.config, explored.runs, explored.descent
     series, alone = getattr(runs, name), getattr(descent, name)[0]
     if config.noise != "none":
-        label = f"stochastic flow, {explored.landed} seeds" if name == "loss" else "stochastic flow, 5% to 95%"
+        label = f"stochastic flow, {np.sum(~runs.diverged)} seeds" if name == "loss" else "stochastic flow, 5% to 95%"
         plotting.band(axes, runs.times, series, colour=SGF, label=label)
     plotting.line(axes, descent.times, alone, colour=GD, label="gradient flow")
     if name == "validation":
@@ -60,10 +65,10 @@ def _training(axes: Any, explored: Explored, name: str, title: str) -> None:
         axes.plot([], [], color="k", linestyle=":", label="landed (median)")
     if config.noise == "label":
         axes.axvline(config.label_steps * config.step_size, color=CONTROL, linewidth=1, label="label noise off")
-    if explored.landed == 0:
-        _nothing(axes)
-    plotting.tidy(axes, title=title, x="flow time", y="loss" if name == "loss" else r"$|\beta - \beta^*|^2$")
-    axes.legend(loc="lower left", fontsize=8)
+    if runs.diverged.all():
+        _nothing(axes, "every seed diverged")
+    plotting.tidy(axes, title=title, x="flow time", y="loss" if name == "loss" else r"$|\beta - \beta^*|^2$", y_scale=_scale(series, alone))
+    axes.legend(loc="upper right", fontsize=8)
 
 
 def _middle(runs: Runs) -> float:
@@ -79,10 +84,17 @@ def _curve(axes: Any, explored: Explored) -> None:
     start = explored.descent.validation_error[0]
     if np.isfinite(start):
         axes.plot([0], [start], "s", color=GD, label="gradient flow: alpha stays")
-    if explored.landed == 0:
-        _nothing(axes)
+    if not runs.landed.any():
+        _nothing(axes, "no seed landed")
     added = r"$\int (L + \delta^2)\,dt$" if config.noise == "label" else r"$\int L\,dt$"
-    plotting.tidy(axes, title="Solutions that noise can select", x=f"{added}, shrinks alpha", y=r"$|\beta - \beta^*|^2$", x_scale="linear")
+    plotting.tidy(
+        axes,
+        title="Solutions that noise can select",
+        x=f"{added}, shrinks alpha",
+        y=r"$|\beta - \beta^*|^2$",
+        x_scale="linear",
+        y_scale=_scale(explored.curve_error),
+    )
     axes.legend(loc="upper right", fontsize=8)
 
 
@@ -98,16 +110,16 @@ def _coordinates(axes: Any, explored: Explored) -> None:
     axes.plot(x, explored.l2[order], "_", color="k", markersize=9, label="minimum l2")
     axes.plot(x, explored.l1[order], "x", color=CONTROL, markersize=7, zorder=5, label="minimum l1")
     axes.plot(x, runs.iterate[seed][order], ".", color=GD, alpha=0.6, label="end of the run")
-    if runs.beta.shape[0] > 1 and explored.landed:
-        low, high = np.nanquantile(runs.beta[~runs.diverged][:, order], [0.05, 0.95], axis=0)
+    if runs.landed.sum() > 1:
+        low, high = np.nanquantile(runs.beta[runs.landed][:, order], [0.05, 0.95], axis=0)
         axes.vlines(x, low, high, color=SGF, linewidth=4, alpha=0.3)
     axes.plot(x, runs.beta[seed][order], "o", color=SGF, markersize=4, label="landed, 5% to 95% of the seeds")
     predicted = r"predicted: select at $\alpha_\infty$"
     axes.plot(x, explored.predicted[seed][order], "o", markerfacecolor="none", markeredgecolor="k", markersize=9, label=predicted)
     if order.size > support.size:
         axes.axvline(support.size - 0.5, color="k", linewidth=0.7, linestyle="--")
-    if explored.landed == 0:
-        _nothing(axes)
+    if not runs.landed.any():
+        _nothing(axes, "no seed landed")
     cut = f", the first {MOST_SHOWN} of {star.size}" if star.size > MOST_SHOWN else ""
     title = "Selected and predicted solution, the seed of middle error" if runs.beta.shape[0] > 1 else "Selected and predicted solution"
     plotting.tidy(axes, title=title, x=f"coordinates, the truth's support first{cut}", y=r"$\beta_i$", x_scale="linear", y_scale="linear")

@@ -31,7 +31,7 @@ def controls(ui: Any) -> dict[str, Any]:
         "log_alpha": slider("log10 alpha", LOG_ALPHAS, float(np.log10(start.alpha))),
         "step_size": slider("gamma, step size", STEP_SIZES, start.step_size),
         "noise": ui.dropdown(NOISES, value=next(k for k, v in NOISES.items() if v == start.noise), label="noise", full_width=True),
-        "strength": slider("strength: variance, or label noise's delta", STRENGTHS, start.strength),
+        "strength": slider("strength: variance, or delta", STRENGTHS, start.strength),
         "label_steps": choice("label_steps", "steps with label noise"),
         "n": choice("n", "n, examples"),
         "d": choice("d", "d, features"),
@@ -60,7 +60,7 @@ def summary(explored: Explored) -> str:
     """What the picture shows, in numbers; Markdown."""
     config, runs = explored.config, explored.runs
     alone, star = explored.descent, explored.beta_star
-    kept = runs.validation_error[np.isfinite(runs.validation_error)]
+    kept = runs.validation_error[runs.landed]
     low, middle, high = np.quantile(kept, [0.05, 0.5, 0.95]) if kept.size else [np.nan] * 3
     rows = {"gradient flow": f"{alone.validation_error[0]:.2e}"}
     if config.noise != "none":
@@ -70,12 +70,12 @@ def summary(explored: Explored) -> str:
     count = runs.diverged.size
     lines = [table]
     if config.noise != "none":
-        known = runs.error[np.isfinite(runs.error)]
-        about = f"{np.median(known):.1e}" if known.size else "not known"
-        lines.append(
-            f"{explored.landed} of {count} seeds landed, {count - explored.landed} diverged. Effective alpha (median) {explored.effective_alpha:.2e}, "
-            f"from {config.alpha:g}. The landed solution's distance from the limit is about {about}."
-        )
+        lines.append(f"{runs.landed.sum()} of {count} seeds landed, {runs.diverged.sum()} diverged.")
+        if kept.size:
+            lines[-1] += (
+                f" Effective alpha (median) {explored.effective_alpha:.2e}, from {config.alpha:g}. "
+                f"The landed solution's distance from the limit is about {np.median(runs.error[runs.landed]):.1e}."
+            )
     control = "" if config.noise == "none" else f"; with the start's alpha instead, {explored.gap_start:.1e}"
     lines.append(
         "Landing solves the programme that predicts, so circles and dots agree by construction. The test is a run in weights, where the "
