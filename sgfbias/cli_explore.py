@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import importlib.util
+import os
 import socket
 import webbrowser
 from pathlib import Path
@@ -27,7 +28,7 @@ class ExploreCommand:
 
 
 def run_explore(command: ExploreCommand) -> int:
-    """Serve the page until Ctrl-C; returns the exit status 0.
+    """Serve the page until Ctrl-C, which ends the process with status 0.
 
     **Raises:** `ValueError` if marimo is missing, or the port is taken or out of range.
     """
@@ -40,8 +41,8 @@ def run_explore(command: ExploreCommand) -> int:
         server = _server(url, command)
         with contextlib.suppress(KeyboardInterrupt):  # the server has closed its connections and passes the signal on
             server.run(sockets=[listener])
-    print("\nsgfbias: explorer closed")
-    return 0
+    print("\nsgfbias: explorer closed", flush=True)
+    os._exit(0)  # the pages' sessions leave threads behind that would hold up an ordinary end for minutes
 
 
 def _listen(port: int) -> socket.socket:

@@ -52,7 +52,7 @@ def test_seeds_land_where_the_theorem_says(shown):
     assert runs.landed.all()
     assert notes(shown) == []
     np.testing.assert_allclose(shown.predicted, runs.beta, atol=1e-9)
-    on_curve = np.interp(runs.integral, shown.curve_integral, shown.curve_error)
+    on_curve = np.exp(np.interp(runs.integral, shown.curve_integral, np.log(shown.curve_error)))
     np.testing.assert_allclose(runs.validation_error, on_curve, rtol=1e-3)
     np.testing.assert_allclose(shown.descent.validation_error[0], shown.curve_error[0], rtol=1e-8)
     assert runs.validation_error.max() < shown.descent.validation_error[0]
@@ -269,6 +269,9 @@ def test_the_page_in_a_browser():
             tab.wait(f"{drawn} {image}.alt.startsWith('alpha = 0.0178,')", seconds=60)
             assert tab.evaluate(pixels) != first
             tab.wait("document.body.innerText.includes('64 of 64 seeds landed, 0 diverged')", seconds=10)
+            box = "document.querySelector('marimo-code-editor').shadowRoot"
+            tab.wait(f"{box}.textContent.includes('sgfbias run diagonal --alpha 0.0178 --step-size 0.1')", seconds=10)
+            assert tab.evaluate(f"{box}.querySelector('button') !== null")  # copies the text
             if shots := os.environ.get("SGFBIAS_SCREENSHOTS"):
                 tab.screenshot(Path(shots) / "explore.png")
             # d = 20 with n = 40: a message, no picture, no traceback.
@@ -276,7 +279,8 @@ def test_the_page_in_a_browser():
                 .find(s => [...s.options].some(o => o.text == '200') && [...s.options].some(o => o.text == '20')); s.focus();
                 Object.getOwnPropertyDescriptor(HTMLSelectElement.prototype, 'value').set.call(s, [...s.options].find(o => o.text == '20').value);
                 s.dispatchEvent(new Event('change', {bubbles: true})); })()""")
-            tab.wait("document.body.innerText.includes('n must be below d = 20, but is 40')", seconds=60)
+            said = "[...document.querySelectorAll('marimo-callout-output')].map(e => e.shadowRoot.textContent).join(' ')"
+            tab.wait(f"{said}.includes('n must be below d = 20, but is 40')", seconds=60)
             assert tab.evaluate(image) is None
             assert "Traceback" not in tab.evaluate("document.body.innerText")
             assert tab.errors == []

@@ -18,15 +18,16 @@ from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import LabelNoise, MeanLossNoise
 from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
+from sgfbias.core.trajectory import Status
 from sgfbias.diagonal.curve import solution_curve
 from sgfbias.diagonal.landing import Landing, land
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.potential import potential, u_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import minimum_l1, minimum_l2, select_many
+from sgfbias.diagonal.selection import minimum_l1, minimum_l2, select, select_many
 
 TIMES = 60
-CURVE_POINTS = 80
+CURVE_POINTS = 50
 CHECK_SEEDS, CHECK_STEPS, CHECK_WIDTH = 16, 100, 1 / 8  # of the run in weights: seeds, steps of gamma, step over gamma
 ALPHAS = (1e-6, 10.0)
 _ONE_AT_A_TIME = threading.Lock()  # pages share the cores and what is compiled
@@ -273,9 +274,18 @@ def unit_ball(alpha: float, *, points: int = 200) -> tuple[np.ndarray, np.ndarra
 
 
 def _descent(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> Runs:
-    flow = GradientFlow(dt=config.step_size)
-    runs = simulate(flow, network, problem, steps=config.steps, record=Record(times=TIMES))
-    one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (runs.series, runs.final, runs.diverged, land(runs)))
+    """The gradient flow; its alpha stays what it was, so that it lands by one solve."""
+    runs = simulate(GradientFlow(dt=config.step_size), network, problem, steps=config.steps, record=Record(times=TIMES))
+    chosen = select(problem, network.log_alpha)
+    landing = Landing(
+        beta=chosen.beta,
+        log_alpha=network.log_alpha,
+        error=jnp.where(chosen.converged, 0.0, jnp.inf),
+        remaining=jnp.zeros(()),
+        validation_error=problem.validation_error(chosen.beta),
+        selection=chosen,
+    )
+    one = jax.tree.map(lambda leaf: np.asarray(leaf)[None], (runs.series, runs.final, runs.diverged, landing))
     return _runs(np.asarray(runs.times), *one)
 
 
@@ -290,20 +300,26 @@ def _label(config: ExploreConfig, problem: SparseRegression, network: DiagonalNe
     noisy = StochasticGradientFlow(gamma, LabelNoise(config.strength), dt=gamma)
     on = simulate(noisy, network, problem, keys=seeds(0, count), steps=config.label_steps, record=Record(times=TIMES))
     quiet = StochasticGradientFlow(gamma, dt=gamma)
-    times, series, final, diverged, landing = _follow(quiet, on.networks, problem, seeds(count, 2 * count), config.steps)
+    bad = on.status == Status.NON_FINITE  # goes on from the start, so that it cannot hold up the others, and is then marked
+    networks = jax.tree.map(lambda end, start: jnp.where(bad[:, None], start[None], end), on.networks, network)
+    times, series, final, diverged, landing = _follow(quiet, networks, network, problem, seeds(count, 2 * count), config.steps)
     end = float(on.times[-1])
     series = {name: np.concatenate([on.series[name], series[name][:, 1:]], axis=1) for name in ("loss", "validation_error")}
     final = final | {"loss_integral": on.final["loss_integral"] + config.strength**2 * end + final["loss_integral"]}
-    return _runs(np.concatenate([on.times, end + np.asarray(times[0, 1:])]), series, final, diverged, landing)
+    return _runs(np.concatenate([on.times, end + np.asarray(times[0, 1:])]), series, final, diverged | bad, landing)
 
 
 @eqx.filter_jit
-def _follow(flow: StochasticGradientFlow, networks: DiagonalNetwork, problem: SparseRegression, keys: Array, steps: int) -> Any:
+def _follow(
+    flow: StochasticGradientFlow, networks: DiagonalNetwork, start: DiagonalNetwork, problem: SparseRegression, keys: Array, steps: int
+) -> Any:
     """Each seed from a network of its own, landed."""
 
     def one(network: DiagonalNetwork, key: Array) -> Any:
         runs = simulate(flow, network, problem, keys=key, steps=steps, record=Record(times=TIMES))
-        return runs.times, runs.series, runs.final, runs.diverged, land(runs)
+        # A seed that diverged solves the programme of `runs.network`: the start's is easy, the one of its own need not be.
+        landing = land(eqx.tree_at(lambda r: r.network, runs, start))
+        return runs.times, runs.series, runs.final, runs.diverged, landing
 
     return jax.vmap(one)(networks, keys)
 

@@ -68,7 +68,7 @@ def _training(axes: Any, explored: Explored, name: str, title: str) -> None:
     if runs.diverged.all():
         _nothing(axes, "every seed diverged")
     plotting.tidy(axes, title=title, x="flow time", y="loss" if name == "loss" else r"$|\beta - \beta^*|^2$", y_scale=_scale(series, alone))
-    axes.legend(loc="upper right", fontsize=8)
+    axes.legend(loc="lower left" if name == "loss" else "center left", fontsize=8)
 
 
 def _middle(runs: Runs) -> float:
