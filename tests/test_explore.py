@@ -269,9 +269,11 @@ def test_the_page_in_a_browser():
             tab.wait(f"{drawn} {image}.alt.startsWith('alpha = 0.0178,')", seconds=60)
             assert tab.evaluate(pixels) != first
             tab.wait("document.body.innerText.includes('64 of 64 seeds landed, 0 diverged')", seconds=10)
-            box = "document.querySelector('marimo-code-editor').shadowRoot"
-            tab.wait(f"{box}.textContent.includes('sgfbias run diagonal --alpha 0.0178 --step-size 0.1')", seconds=10)
-            assert tab.evaluate(f"{box}.querySelector('button') !== null")  # copies the text
+            # The box: text lies in nested shadow roots, line by line, beside a button that copies it.
+            deep = """(function all(root) { return [...root.querySelectorAll('*')].flatMap(e => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])]); })(document)"""
+            command = "sgfbias run diagonal --alpha 0.0178 --step-size 0.1"
+            tab.wait(f"{deep}.some(e => e.matches('.cm-line') && e.textContent.startsWith('{command}'))", seconds=10)
+            assert tab.evaluate(f"{deep}.some(e => e.matches('button') && e.querySelector('.lucide-copy'))")
             if shots := os.environ.get("SGFBIAS_SCREENSHOTS"):
                 tab.screenshot(Path(shots) / "explore.png")
             # d = 20 with n = 40: a message, no picture, no traceback.
