@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sgfbias.cli_reproduce import ReproduceCommand, run_reproduce
 from sgfbias.cli_explore import ExploreCommand, run_explore
+from sgfbias.cli_reproduce import ReproduceCommand, run_reproduce
 from sgfbias.cli_sweep import EXIT_INTERRUPTED, StatusCommand, SweepCommand, run_status, run_sweep, show_sweep
 from sgfbias.execute import execute, judge, paper_config
 from sgfbias.studies import STUDIES, study_named
