@@ -183,3 +183,13 @@ def test_beta_of_u_is_a_hyperbolic_sine_to_rounding_at_any_size_and_alpha():
             found = np.asarray(beta_from(jnp.full(u.shape, log_alpha), jnp.asarray(sign * u)))
             tiny = np.abs(exact) < 1e-290  # subnormal results have fewer digits
             np.testing.assert_allclose(found[inside & ~tiny], exact[inside & ~tiny].astype(float), rtol=3e-13 if log_alpha < -9 else 4e-15)
+
+
+def test_on_the_fibre_of_a_run_that_has_hardly_begun():
+    # Most coordinates of beta are next to nothing, so that the dual is almost flat in most directions: full Newton steps leave its range.
+    gamma, alpha, problem = 0.1, 1e-5, sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5)
+    network = sgf.DiagonalNetwork.init(alpha=alpha, d=100)
+    runs = sgf.simulate(sgf.StochasticGradientFlow(gamma), network, problem, keys=sgf.seeds(0, 16), steps=100, record=sgf.Record(times=2))
+    found = select_many(problem, runs.final["log_alpha"], targets=runs.final["beta"] @ problem.X.T)
+    assert bool(jnp.all(found.converged))
+    np.testing.assert_allclose(found.beta, runs.final["beta"], atol=1e-8)

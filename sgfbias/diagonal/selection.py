@@ -196,7 +196,10 @@ def continuation(
         near = finite & ~lost & (error <= NEAR)
         at_end = path.trial_tau >= 1
         onward = near & ~at_end
-        refined = jnp.where(finite, path.trial + correction, path.trial)
+        # Where beta is next to nothing in most directions the equation is almost flat in them, and a full step would leave its exponentials' range.
+        u, move = jnp.max(jnp.abs(path.trial @ X)), jnp.max(jnp.abs(correction @ X))
+        damped = jnp.minimum(1, (0.5 + u / 2) / jnp.maximum(move, jnp.finfo(dtype).tiny))
+        refined = jnp.where(finite, path.trial + damped * correction, path.trial)
         tau, nu, along = jax.tree.map(
             lambda new, old: jnp.where(onward, new, old), (path.trial_tau, refined, tangent), (path.tau, path.nu, path.tangent)
         )
