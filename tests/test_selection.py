@@ -193,3 +193,19 @@ def test_on_the_fibre_of_a_run_that_has_hardly_begun():
     found = select_many(problem, runs.final["log_alpha"], targets=runs.final["beta"] @ problem.X.T)
     assert bool(jnp.all(found.converged))
     np.testing.assert_allclose(found.beta, runs.final["beta"], atol=1e-8)
+
+
+def test_from_a_solution_nearby_it_is_the_same_in_a_few_steps():
+    problem = small_problem()
+    log_alpha = jnp.log(0.2) - 0.3 * jax.random.uniform(jax.random.key(2), (3, problem.d))
+    cold = select_many(problem, log_alpha)
+
+    def warm(shift):
+        return select_many(problem, log_alpha + shift, near=(cold.multipliers, log_alpha))
+
+    moved, again = select_many(problem, log_alpha - 0.1), warm(-0.1)
+    np.testing.assert_allclose(again.beta, moved.beta, rtol=1e-10, atol=1e-12)
+    assert int(jnp.max(again.iterations)) < int(jnp.min(moved.iterations))
+    slopes = [jax.jacobian(lambda s, f=f: f(s).beta)(jnp.asarray(-0.1)) for f in (warm, lambda s: select_many(problem, log_alpha + s))]
+    np.testing.assert_allclose(*slopes, rtol=1e-8, atol=1e-10)
+    assert float(jnp.max(jnp.abs(slopes[0]))) > 1e-3

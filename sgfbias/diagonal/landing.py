@@ -86,7 +86,7 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, step_size, beta, log_alpha, here.beta)
     known = (margin > 0) & ~diverged
     shrunk = log_alpha - 2 * step_size * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
-    there = select_many(problem, shrunk, offset=offset)
+    there = select_many(problem, shrunk, offset=offset, near=(here.multipliers, log_alpha))  # a short way on from there
     # No estimate is better than what the solver was asked for, and none is given where it failed.
     floor = 10 * solver_tolerance(None, problem.dtype) * jnp.linalg.norm(here.beta, axis=1)
     shift = jnp.linalg.norm(there.beta - here.beta, axis=1) + floor

@@ -56,11 +56,19 @@ def select(problem: SparseRegression, log_alpha: Any, *, offset: Any = 0.0, dept
     return _select(problem.X, problem.y, log_alpha, offset, tolerance)
 
 
-def select_many(problem: SparseRegression, log_alpha: Array, *, offset: Array | None = None, targets: Array | None = None) -> Selection:
+def select_many(
+    problem: SparseRegression,
+    log_alpha: Array,
+    *,
+    offset: Array | None = None,
+    targets: Array | None = None,
+    near: tuple[Array, Array] | None = None,
+) -> Selection:
     """`select` for many seeds at once, in tiles: fields gain a leading axis, and a seed's result does not depend on the others.
 
     **Arguments:** `log_alpha` (seeds, d); `offset` (seeds, d), default 0; `targets` (seeds, n), default the problem's for every seed. With
-    `targets = X beta_t` the solution is the minimiser on the fibre of beta_t, where theory says a run is at any finite time.
+    `targets = X beta_t` the solution is the minimiser on the fibre of beta_t, where theory says a run is at any finite time. `near`: multipliers
+    (seeds, n) and the log_alpha (seeds, d) they solve, to start from instead of a large alpha; with the same offset and targets.
 
     **Raises:** `ValueError` as `select`; `targets` are taken to be in the range of X.
     """
@@ -68,17 +76,17 @@ def select_many(problem: SparseRegression, log_alpha: Array, *, offset: Array | 
     offset = jnp.zeros_like(log_alpha) if offset is None else offset
     targets = jnp.broadcast_to(problem.y, (log_alpha.shape[0], problem.n)) if targets is None else targets
     tolerance = solver_tolerance(None, problem.dtype)
-    return tile_map(lambda tile: _select_tile(problem.X, tile, tolerance), (targets, log_alpha, offset))
+    return tile_map(lambda tile: _select_tile(problem.X, tile, tolerance), (targets, log_alpha, offset, near))
 
 
 @eqx.filter_jit
-def _select(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float) -> Selection:
-    return certify(X, y, log_alpha, offset, *_dual(X, y, log_alpha, offset, tolerance), tolerance)
+def _select(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float, near: tuple[Array, Array] | None = None) -> Selection:
+    return certify(X, y, log_alpha, offset, *_dual(X, y, log_alpha, offset, tolerance, near), tolerance)
 
 
 @eqx.filter_jit
-def _select_tile(X: Array, tile: tuple[Array, Array, Array], tolerance: float) -> Selection:
-    return jax.vmap(lambda y, log_alpha, offset: _select(X, y, log_alpha, offset, tolerance))(*tile)
+def _select_tile(X: Array, tile: Any, tolerance: float) -> Selection:
+    return jax.vmap(lambda y, log_alpha, offset, near: _select(X, y, log_alpha, offset, tolerance, near))(*tile)
 
 
 def certify(X: Array, y: Array, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: float) -> Selection:
@@ -110,23 +118,28 @@ class _Path(NamedTuple):
     iterations: Array
 
 
-def _dual(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float) -> tuple[Array, Array]:
+def _dual(
+    X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float, near: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
     """Multipliers (n,) and the number of Newton steps, differentiable by the implicit function theorem."""
 
     @jax.custom_jvp
-    def solve(X: Array, y: Array, log_alpha: Array, offset: Array) -> tuple[Array, Array]:
-        nu, count = _continue(X, y, log_alpha, offset, tolerance)
+    def solve(X: Array, y: Array, log_alpha: Array, offset: Array, near: Any) -> tuple[Array, Array]:
+        if near is None:
+            nu, count = _continue(X, y, log_alpha, offset, tolerance)
+        else:
+            nu, count = continuation(X, y, near[0], (near[1], offset), (log_alpha, offset), tolerance)
         return nu, count.astype(nu.dtype)
 
     @solve.defjvp
     def _(primals, tangents):
         nu, count = solve(*primals)
-        X, _, log_alpha, offset = primals
-        _, moved = jax.jvp(lambda *p: _residual(nu, *p), primals, tangents)
+        X, _, log_alpha, offset, _ = primals
+        _, moved = jax.jvp(lambda *p: _residual(nu, *p), primals[:4], tangents[:4])
         H = _hessian(X, xi_from(log_alpha, 4 * (nu @ X) + offset))
         return (nu, count), (-solve_psd(H, moved), jnp.zeros_like(count))
 
-    nu, count = solve(X, y, log_alpha, offset)
+    nu, count = solve(X, y, log_alpha, offset, jax.lax.stop_gradient(near))
     return nu, jax.lax.stop_gradient(count).astype(jnp.int32)
 
 
