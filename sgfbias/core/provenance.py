@@ -57,3 +57,8 @@ def attributes(config: dict[str, Any], *, dtype: Any, keys: Any = None) -> dict[
         "prng": "none" if keys is None else str(jax.random.key_impl(keys)),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def config_of(dataset: Any, name: str) -> Any:
+    """A field of the config that a study's dataset was made with."""
+    return json.loads(dataset.attrs["config"])[name]

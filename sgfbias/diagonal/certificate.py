@@ -83,6 +83,7 @@ def row_space(X: Float[Array, "n d"]) -> Float[Array, "k d"]:
 
 
 def per_feature(value: Any, name: str, problem: SparseRegression) -> Array:
+    """A number per feature, (d,), from a scalar or an array; refuses other shapes and what is not finite, by the argument's name."""
     array = as_float_array(value, name).astype(problem.dtype)
     check_finite(array, name)
     if array.ndim not in (0, 1) or (array.ndim == 1 and array.shape[0] != problem.d):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from sgfbias.core.claim import Claim, judge, not_applicable
+from sgfbias.core.provenance import config_of
 
 PPF = "Papazov, Pesme, Flammarion 2024"
 ODE = f"{PPF}, the flow lambda w'' + w' + grad L = 0"
@@ -41,10 +41,6 @@ def claims(ds: Any) -> list[Claim]:
         _stochastic(ds),
         _no_inertia(ds),
     ]
-
-
-def config_of(ds: Any, name: str) -> Any:
-    return json.loads(ds.attrs["config"])[name]
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sgfbias.diagonal.momentum_claims import NAMES, apart, config_of, shrinkage, whole_lambdas
+from sgfbias.core.provenance import config_of
+from sgfbias.diagonal.momentum_claims import NAMES, apart, shrinkage, whole_lambdas
 from sgfbias.plotting import COLOURS, new_figure, tidy
 
 

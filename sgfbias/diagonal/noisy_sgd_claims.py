@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
 from sgfbias.core.claim import Claim, bootstrap, judge, not_applicable
+from sgfbias.core.provenance import config_of
 
 SSD = "Sander, Sylvestre, Durmus 2024, diagonal linear networks"
 ITO = "Itô's isometry for 4 sigma sqrt(gamma) int sqrt(L) dB', projected off the rows"
@@ -39,10 +39,6 @@ def claims(ds: Any) -> list[Claim]:
         _balance(ds),
         _lost(ds),
     ]
-
-
-def config_of(ds: Any, name: str) -> Any:
-    return json.loads(ds.attrs["config"])[name]
 
 
 def _expected(ds: Any) -> np.ndarray:

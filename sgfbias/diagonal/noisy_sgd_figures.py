@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sgfbias.diagonal.noisy_sgd_claims import TIGHT, config_of
+from sgfbias.core.provenance import config_of
+from sgfbias.diagonal.noisy_sgd_claims import TIGHT
 from sgfbias.plotting import COLOURS, new_figure, tidy
 
 
