@@ -171,18 +171,25 @@ def test_flow_invariants_on_any_problem(noise, **case):
     assert (np.asarray(log.final["log_alpha"]) <= np.log(0.3) + 1e-12).all()
 
 
-def test_beta_of_u_is_a_hyperbolic_sine_to_rounding_at_any_size_and_alpha():
-    """Against extended precision, both signs, across the seam at 1/2, from the kernel regime to alphas whose square is below any number."""
-    from sgfbias.diagonal.potential import beta_from
+@pytest.mark.parametrize(("dtype", "largest"), [("float64", 1e305), ("float32", 1e35)])
+def test_beta_and_xi_are_hyperbolic_to_a_few_units_of_rounding_at_any_size_and_alpha(dtype, largest):
+    """Against extended precision, both signs, from the kernel regime to alphas whose square is below any number."""
+    from sgfbias.diagonal.potential import beta_from, xi_from
 
-    u = np.concatenate([[0.0], np.geomspace(1e-300, 1e-3, 50), np.linspace(0.4, 0.6, 101), np.geomspace(1, 600, 50)])
-    for log_alpha in (-300.0, -2.0, 9.0):
-        for sign in (1, -1):
-            exact = np.sinh(sign * u.astype(np.longdouble)) * 2 * np.exp(2 * np.longdouble(log_alpha))
-            inside = np.abs(exact) < 1e300
-            found = np.asarray(beta_from(jnp.full(u.shape, log_alpha), jnp.asarray(sign * u)))
-            tiny = np.abs(exact) < 1e-290  # subnormal results have fewer digits
-            np.testing.assert_allclose(found[inside & ~tiny], exact[inside & ~tiny].astype(float), rtol=3e-13 if log_alpha < -9 else 4e-15)
+    eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).tiny
+    u = np.concatenate([[0.0], np.geomspace(1e-30, 1e-3, 50), np.linspace(0.3, 0.4, 101), np.geomspace(1, 900, 90), np.linspace(3990, 4010, 41)]).astype(dtype)
+    u = np.concatenate([u, -u])
+    for log_alpha in np.asarray([-2000.0, -300.0, -40.3, -2.0, 9.0], dtype):
+        # In logarithms, since extended precision too ends before e^-2000.
+        size, twice = np.abs(u.astype(np.longdouble)), 2 * np.longdouble(log_alpha)
+        for function, sign, other in ((beta_from, np.sign(u), -np.expm1(-2 * size)), (xi_from, np.ones_like(u), 1 + np.exp(-2 * size))):
+            exact = sign * np.exp(twice + size) * other
+            found = np.asarray(jax.jit(function)(jnp.full(u.shape, log_alpha), jnp.asarray(u)))
+            inside = (np.abs(exact) < largest) & (np.abs(exact) > 4 * tiny)  # subnormal results have fewer digits
+            assert inside.any()
+            np.testing.assert_allclose(found[inside], exact[inside].astype(dtype), rtol=4 * eps)
+            below = np.abs(exact) < tiny / 4
+            assert (np.abs(found[below]) < tiny).all()
 
 
 def test_on_the_fibre_of_a_run_that_has_hardly_begun():

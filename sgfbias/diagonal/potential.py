@@ -7,35 +7,65 @@ $\phi_\alpha(\beta) = \frac14 \sum_i [\beta_i \operatorname{arcsinh}(\beta_i / 2
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# sinh(x) / x = 1 + x^2/6 (1 + x^2/20 (1 + ...)), innermost first; what is left out is below 1e-16 of it for |x| < 1/2.
-SINH_SERIES = tuple(1 / (2 * k * (2 * k + 1)) for k in range(6, 0, -1))
+# Both exponentials of a step, e^u and e^-u, from one: u = k ln 2 + r with |r| < .35, where cosh r and sinh r are short series. Powers of two are
+# written into the bits of a float, by adding to one whose last bits count units. What a series leaves out is below rounding.
+_SPLIT = {"float64": (0.6931471803691238, 1.9082149292705877e-10), "float32": (0.693359375, -2.12194440e-4)}  # ln 2; k times the first is exact
+_UNITS = {"float64": 1.5 * 2.0**52, "float32": 1.5 * 2.0**23}
+_TERMS = {"float64": 7, "float32": 4}
 
 
 @jax.custom_jvp
 def beta_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
-    """`beta = 2 alpha^2 sinh(u)`, coordinate-wise.
+    """`beta = 2 alpha^2 sinh(u)`, coordinate-wise; no overflow at small alpha, no cancellation at small u.
 
-    Written as `sign(u) exp(2 log alpha + |u|) (1 - exp(-2|u|))`: no overflow at small alpha. At small u, where the bracket cancels, it is
-    `2 exp(-|u|) sinh|u|` by its series, to rounding; this is the inner loop of every run, and `expm1` would take half of it.
+    The inner loop of every run: it takes as long as one `exp` would.
     """
-    size = jnp.abs(u)
-    decay, square = jnp.exp(-size), jnp.square(size)
-    series = jnp.ones_like(size)
-    for ratio in SINH_SERIES:
-        series = 1 + square * ratio * series
-    bracket = jnp.where(size < 0.5, 2 * size * decay * series, (1 - decay) * (1 + decay))
-    return jnp.sign(u) * jnp.exp(2 * log_alpha + size) * bracket
+    return _hyperbolic(log_alpha, u)[0]
 
 
 @jax.custom_jvp
 def xi_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
     """`xi = w_+^2 + w_-^2 = 2 alpha^2 cosh(u) = sqrt(beta^2 + 4 alpha^4)`, coordinate-wise."""
-    size = jnp.abs(u)
-    return jnp.exp(2 * log_alpha + size) * (1 + jnp.exp(-2 * size))
+    return _hyperbolic(log_alpha, u)[1]
+
+
+def _hyperbolic(log_alpha: Array, u: Array) -> tuple[Array, Array]:
+    """`2 alpha^2 (sinh u, cosh u)`, each to a few units of rounding."""
+    k, r = _reduce(jnp.abs(u))
+    shift, rest = _reduce(2 * log_alpha)
+    even, odd = _cosh_sinh(r)
+    small = _power(-2 * k)  # e^-|u| over e^|u|, but for r; 1 where k = 0, and nothing cancels
+    total, difference = 1 + small, 1 - small
+    factor = _power(shift + k - 1) * (2 * sum(_cosh_sinh(rest)))
+    return jnp.where(u < 0, -factor, factor) * (odd * total + even * difference), factor * (even * total + odd * difference)
+
+
+def _reduce(x: Array) -> tuple[Array, Array]:
+    """Whole k, as floats, and r with `x = k ln 2 + r`."""
+    high, low = _SPLIT[x.dtype.name]
+    k = jax.lax.round(x * (1 / math.log(2)), jax.lax.RoundingMethod.TO_NEAREST_EVEN)
+    return k, (x - k * high) - k * low
+
+
+def _cosh_sinh(r: Array) -> tuple[Array, Array]:
+    terms, square = _TERMS[r.dtype.name], jnp.square(r)
+    even, odd = (jnp.full_like(r, 1 / math.factorial(2 * terms - p)) for p in (2, 1))
+    for j in range(terms - 2, -1, -1):
+        even, odd = even * square + 1 / math.factorial(2 * j), odd * square + 1 / math.factorial(2 * j + 1)
+    return even, odd * r
+
+
+def _power(k: Array) -> Array:
+    """`2^k`: 0 and infinity beyond the range of normal numbers."""
+    whole, digits, bias = (jnp.int64, 52, 1023) if k.dtype == jnp.float64 else (jnp.int32, 23, 127)
+    counted = jnp.clip(k + bias, 0, 2 * bias + 1) + _UNITS[k.dtype.name]
+    return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(counted, whole) << digits, k.dtype)
 
 
 # |u| and sign(u) have no derivative at u = 0, where every run starts; the functions do, and it is each other.
