@@ -33,11 +33,12 @@ NOISES = {
 SOLVERS = {
     "Euler": dfx.Euler(),
     "PredictorCorrector": sgf.PredictorCorrector(),
+    "RungeKuttaChebyshev": sgf.RungeKuttaChebyshev(),
     "Heun": dfx.Heun(),
     "EulerHeun": dfx.EulerHeun(),
     "ItoMilstein": dfx.ItoMilstein(),
 }
-LETTERS = {"Euler": "E", "PredictorCorrector": "P", "Heun": "H", "EulerHeun": "S", "ItoMilstein": "M"}
+LETTERS = {"Euler": "E", "PredictorCorrector": "P", "RungeKuttaChebyshev": "C", "Heun": "H", "EulerHeun": "S", "ItoMilstein": "M"}
 REFUSED_SOLVERS = {"`ReversibleHeun()`": dfx.ReversibleHeun(), "`SPaRK()`": dfx.SPaRK(), "`KenCarp4()`": dfx.KenCarp4()}
 
 OTHERS = {
@@ -134,9 +135,7 @@ def page() -> str:
         return "no" + motions.mark(reason, type(dynamics).__name__) if reason else "yes"
 
     second = {name: [moves(dynamics, place) for place in where.values()] for name, dynamics in OTHERS.items()}
-    legend = ", ".join(
-        f"**{letter}** `{'sgfbias' if name == 'PredictorCorrector' else 'diffrax'}.{name}()`" for name, letter in LETTERS.items()
-    )
+    legend = ", ".join(f"**{letter}** `{'sgfbias' if hasattr(sgf, name) else 'diffrax'}.{name}()`" for name, letter in LETTERS.items())
     mirror = where["diagonal, `mirror`"]
     bad = [f"- {name}: {refusal(sgf.StochasticGradientFlow(0.1), mirror, solver=solver)}" for name, solver in REFUSED_SOLVERS.items()]
     lines = [
@@ -152,7 +151,7 @@ def page() -> str:
         "",
         "## Noise models, coordinates and solvers",
         "",
-        f"`StochasticGradientFlow(gamma, noise)` in each place, by the solvers {legend}; **all** is all five.",
+        f"`StochasticGradientFlow(gamma, noise)` in each place, by the solvers {legend}; **all** is every one of them.",
         "",
         '<div class="wide" markdown>',
         "",

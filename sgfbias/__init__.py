@@ -30,6 +30,7 @@ from sgfbias.core.record import Record as Record
 from sgfbias.core.schedule import UntilTime as UntilTime
 from sgfbias.core.simulate import simulate as simulate
 from sgfbias.core.solver import PredictorCorrector as PredictorCorrector
+from sgfbias.core.solver import RungeKuttaChebyshev as RungeKuttaChebyshev
 from sgfbias.core.trajectory import Status as Status
 from sgfbias.core.trajectory import Trajectory as Trajectory
 from sgfbias.core.tune import Bounds as Bounds

@@ -140,6 +140,7 @@ PARTS = {
     "momentum": (sgf.MomentumFlow(0.1), {"papazov2024"}),
     "product": (sgf.ProductNetwork.init(alpha=0.1, d=3), {"even2023", "pesme2023"}),
     "solver": (sgf.PredictorCorrector(), {"kloeden1992"}),
+    "stabilised solver": (sgf.RungeKuttaChebyshev(), {"sommeijer1998"}),
 }
 
 

@@ -177,7 +177,9 @@ def test_beta_and_xi_are_hyperbolic_to_a_few_units_of_rounding_at_any_size_and_a
     from sgfbias.diagonal.potential import beta_from, xi_from
 
     eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).tiny
-    u = np.concatenate([[0.0], np.geomspace(1e-30, 1e-3, 50), np.linspace(0.3, 0.4, 101), np.geomspace(1, 900, 90), np.linspace(3990, 4010, 41)]).astype(dtype)
+    u = np.concatenate(
+        [[0.0], np.geomspace(1e-30, 1e-3, 50), np.linspace(0.3, 0.4, 101), np.geomspace(1, 900, 90), np.linspace(3990, 4010, 41)]
+    ).astype(dtype)
     u = np.concatenate([u, -u])
     for log_alpha in np.asarray([-2000.0, -300.0, -40.3, -2.0, 9.0], dtype):
         # In logarithms, since extended precision too ends before e^-2000.

@@ -1,4 +1,4 @@
-"""The predictor-corrector against what is known of it, here and on Diffrax's own terms; two-point increments: their moments, and what they are for."""
+"""Our solvers against what is known of them, here and on Diffrax's own terms; two-point increments: their moments, and what they are for."""
 
 import diffrax as dfx
 import jax
@@ -20,11 +20,16 @@ def end(flow, steps, **options):
     return sgf.simulate(flow, network(0.3), PROBLEM, keys=sgf.seeds(0, 64), steps=steps, record=LAST, **options).final
 
 
-def test_without_noise_it_is_of_second_order():
-    """Heun's method: against the adaptive flow the error falls as dt squared, Euler's as dt."""
+def test_without_noise_they_are_of_second_order():
+    """Against the adaptive flow the error falls as dt squared, Euler's as dt."""
     exact = sgf.simulate(sgf.GradientFlow(), network(0.3), PROBLEM, t1=2.0, record=LAST).final["beta"]
     widths = np.array([0.1, 0.05, 0.025])
-    for solver, expected in ((sgf.PredictorCorrector(), 2), (dfx.Euler(), 1)):
+    for solver, expected in (
+        (sgf.PredictorCorrector(), 2),
+        (sgf.RungeKuttaChebyshev(), 2),
+        (sgf.RungeKuttaChebyshev(6), 2),
+        (dfx.Euler(), 1),
+    ):
         errors = []
         for dt in widths:
             flow = sgf.StochasticGradientFlow(0.05, sgf.NoNoise(), dt=dt)
@@ -34,7 +39,7 @@ def test_without_noise_it_is_of_second_order():
 
 
 @pytest.mark.parametrize("coordinates", ["mirror", "weights"])
-def test_on_one_path_it_tends_to_the_ito_flow_and_is_nearer_than_euler(coordinates):
+def test_on_one_path_they_tend_to_the_ito_flow_and_are_nearer_than_euler(coordinates):
     fine = 0.05 / 16
 
     def error(solver, dt):
@@ -43,22 +48,54 @@ def test_on_one_path_it_tends_to_the_ito_flow_and_is_nearer_than_euler(coordinat
 
     reference = end(sgf.StochasticGradientFlow(0.05, dt=fine), round(3.2 / fine))["beta"]  # Euler in mirror coordinates, which is Itô's
     widths = np.array([0.2, 0.1, 0.05])
-    errors = {type(s).__name__: [error(s, dt) for dt in widths] for s in (sgf.PredictorCorrector(), dfx.Euler())}
-    assert slope(widths, errors["PredictorCorrector"]) > 0.4
-    assert (np.array(errors["PredictorCorrector"]) < np.array(errors["Euler"])).all()
+    errors = {type(s).__name__: [error(s, dt) for dt in widths] for s in (sgf.PredictorCorrector(), sgf.RungeKuttaChebyshev(), dfx.Euler())}
+    for name in ("PredictorCorrector", "RungeKuttaChebyshev"):
+        assert slope(widths, errors[name]) > 0.4
+        assert (np.array(errors[name]) < np.array(errors["Euler"])).all()
 
 
-def test_it_is_a_solver_for_any_terms():
+@pytest.mark.parametrize("solver", [sgf.PredictorCorrector(), sgf.RungeKuttaChebyshev()])
+def test_they_are_solvers_for_any_terms(solver):
     """Geometric Brownian motion by Diffrax alone, drift and diffusion as a MultiTerm: the mean grows by the scheme's own factor."""
 
-    def solve(key):
+    def solve(key, drift, noise):
         path = dfx.UnsafeBrownianPath((), key)
-        terms = dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: y), dfx.ControlTerm(lambda t, y, args: 0.3 * y, path))
-        return dfx.diffeqsolve(terms, sgf.PredictorCorrector(), 0.0, 1.0, 0.1, 1.0, adjoint=dfx.DirectAdjoint()).ys[-1]
+        terms = dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: drift * y), dfx.ControlTerm(lambda t, y, args: noise * y, path))
+        return dfx.diffeqsolve(terms, solver, 0.0, 1.0, 0.1, 1.0, adjoint=dfx.DirectAdjoint()).ys[-1]
 
-    ends = jax.vmap(solve)(jax.random.split(jax.random.key(0), 4000))
-    step = 1 + 0.1 + 0.1**2 / 2  # the noise has mean 0 in predictor and corrector
-    assert abs(float(ends.mean()) - step**10) < 4.5 * float(ends.std()) / np.sqrt(4000)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    ends = jax.vmap(lambda key: solve(key, 1.0, 0.3))(keys)
+    step = float(solve(keys[0], 1.0, 0.0))  # the noise has mean 0 in every stage
+    assert step == pytest.approx(np.e, abs=0.01)
+    assert abs(float(ends.mean()) - step) < 4.5 * float(ends.std()) / np.sqrt(4000)
+    # In Stratonovich's reading the mean would be larger by the factor e^(.3^2 / 2): this sample tells them apart.
+    assert step * np.expm1(0.3**2 / 2) > 9 * float(ends.std()) / np.sqrt(4000)
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4, 8])
+def test_the_chebyshev_solver_is_stable_as_far_as_its_stages_promise(stages):
+    """On y' = -y one step multiplies by a polynomial of degree s: that of the exponential to second order, below 1 up to .65 (s^2 - 1), and not
+    beyond s^2, where every polynomial of this degree and order has left the unit disc. Euler and the predictor-corrector leave it at 2."""
+
+    def factor(solver, h):
+        terms = dfx.MultiTerm(
+            dfx.ODETerm(lambda t, y, args: -y), dfx.ControlTerm(lambda t, y, args: 0.0 * y, dfx.UnsafeBrownianPath((), jax.random.key(0)))
+        )
+        return solver.step(terms, jnp.asarray(0.0), jnp.asarray(h), jnp.asarray(1.0), None, None, False)[0]
+
+    solver = sgf.RungeKuttaChebyshev(stages)
+    widths = np.linspace(0.01, 0.65 * (stages**2 - 1), 60)
+    assert max(abs(float(factor(solver, h))) for h in widths) < 1
+    assert abs(float(factor(solver, float(stages**2)))) > 1
+    assert abs(float(factor(sgf.PredictorCorrector(), 2.05))) > 1
+    small = np.array([0.02, 0.04])
+    assert slope(small, [abs(float(factor(solver, h)) - np.exp(-h)) for h in small]) == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("stages", [1, 0, True])
+def test_a_number_of_stages_that_is_none_is_refused(stages):
+    with pytest.raises(ValueError, match="whole number >= 2"):
+        sgf.RungeKuttaChebyshev(stages)
 
 
 def test_fair_signs_are_signs_and_fair():

@@ -22,7 +22,7 @@ from sgfbias.core.observe import Observe, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter
 from sgfbias.core.record import Segments
-from sgfbias.core.solver import PredictorCorrector
+from sgfbias.core.solver import OURS
 from sgfbias.core.tiles import may_share, over_groups, over_members, run_tiles
 
 MAX_CHUNK = 65_536
@@ -155,7 +155,7 @@ def map_tiles(run: Callable, tiles: list, engine: Engine, network: Any, segments
     threads = (
         engine.block is None
         and len(tiles) > 1
-        and isinstance(engine.solver, dfx.Euler | Iteration | PredictorCorrector)
+        and isinstance(engine.solver, (dfx.Euler, Iteration, *OURS.values()))
         and is_concrete((engine, network, tiles))
     )
     if threads and may_share(engine.step, network, tiles[0][0]):

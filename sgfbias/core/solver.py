@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax as dfx
+import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array
+from numpy.polynomial import chebyshev
 
 
-class PredictorCorrector(dfx.AbstractItoSolver):
-    r"""Euler's step predicts, and the drift is averaged over both ends: $y^* = y + a(y) h + b(y) \Delta B$, then
-    $y_1 = y + \frac12 (a(y) + a(y^*)) h + b(y) \Delta B$.
-
-    Strong order 1/2 and weak order 1 as Euler's (Kloeden, Platen 1992, section 15.5, with the noise not corrected, so that the equation stays
-    Itô's), with much smaller errors where the drift is stiff beside the noise: Heun's method without noise, stable to the same step, `h = 2 /`
-    the largest curvature. Costs two evaluations of the drift per step.
+class _FrozenNoise(dfx.AbstractItoSolver):
+    r"""Solvers that hold the noise at what it is at the start of a step, which keeps the equation Itô's, and move the drift in several passes.
 
     Terms: one that fuses drift and noise and has a method `drift_prod(t, y, args, control)`, such as those of this package's flows; or
     `MultiTerm(ODETerm(...), ControlTerm(...))`.
     """
 
-    references: ClassVar[Mapping[str, str]] = {"kloeden1992": "the predictor-corrector scheme, section 15.5"}
     term_structure: ClassVar[Any] = dfx.AbstractTerm
     interpolation_cls: ClassVar[Any] = dfx.LocalLinearInterpolation
 
@@ -38,6 +36,25 @@ class PredictorCorrector(dfx.AbstractItoSolver):
         """No state."""
         return None
 
+    def func(self, terms, t0, y0, args):
+        """The vector field, where there is one."""
+        return terms.vf(t0, y0, args)
+
+
+class PredictorCorrector(_FrozenNoise):
+    r"""Euler's step predicts, and the drift is averaged over both ends: $y^* = y + a(y) h + b(y) \Delta B$, then
+    $y_1 = y + \frac12 (a(y) + a(y^*)) h + b(y) \Delta B$.
+
+    Strong order 1/2 and weak order 1 as Euler's (Kloeden, Platen 1992, section 15.5, with the noise not corrected, so that the equation stays
+    Itô's), with much smaller errors where the drift is stiff beside the noise: Heun's method without noise, stable to the same step, `h = 2 /`
+    the largest curvature. Costs two evaluations of the drift per step.
+
+    Terms: one that fuses drift and noise and has a method `drift_prod(t, y, args, control)`, such as those of this package's flows; or
+    `MultiTerm(ODETerm(...), ControlTerm(...))`.
+    """
+
+    references: ClassVar[Mapping[str, str]] = {"kloeden1992": "the predictor-corrector scheme, section 15.5"}
+
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step; no error estimate."""
         control = terms.contr(t0, t1)
@@ -48,9 +65,73 @@ class PredictorCorrector(dfx.AbstractItoSolver):
         y1 = jax.tree.map(lambda y, w, a, b: y + w + (b - a) / 2, y0, whole, first, second)
         return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
-    def func(self, terms, t0, y0, args):
-        """The vector field, where there is one."""
-        return terms.vf(t0, y0, args)
+
+class RungeKuttaChebyshev(_FrozenNoise):
+    r"""The stabilised method of second order of Sommeijer, Shampine, Verwer 1998 for the drift, with the noise of a step, $b(y) \Delta B$, as a
+    constant force in every stage.
+
+    s stages are stable to `h = .65 (s^2 - 1) /` the largest eigenvalue of the drift's Jacobian, where Euler and `PredictorCorrector` end at 2: for small
+    step sizes gamma, where the drift's stiffness limits the step rather than the noise, a step 2.6 times (s = 3) or 4.9 times (s = 4) as long. Strong
+    order 1/2 and weak order 1. Near the edge of stability in mean square, where noise and drift are of one size, its damping makes means
+    worse than those of `PredictorCorrector` at the same step.
+
+    Terms as for `PredictorCorrector`.
+
+    **Arguments:** `stages`: s >= 2, evaluations of the drift per step.
+
+    **Raises:** `ValueError` unless `stages` is a whole number >= 2.
+    """
+
+    references: ClassVar[Mapping[str, str]] = {"sommeijer1998": "the stabilised Runge-Kutta-Chebyshev method"}
+    stages: int = eqx.field(static=True, default=3)
+
+    def __check_init__(self):
+        if isinstance(self.stages, bool) or not isinstance(self.stages, int) or self.stages < 2:
+            raise ValueError(f"`stages` must be a whole number >= 2, but is {self.stages!r}")
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """One step; no error estimate."""
+        first, rows = chebyshev_tableau(self.stages)
+        control = terms.contr(t0, t1)
+        whole = terms.vf_prod(t0, y0, args, control)
+        noise = jax.tree.map(lambda w, a: w - a, whole, _drift(terms, t0, y0, args, control))
+        before, now = y0, jax.tree.map(lambda y, w: y + first * w, y0, whole)
+        for row in rows:
+            force = jax.tree.map(lambda a, b: a + b, _drift(terms, t1, now, args, control), noise)
+            after = jax.tree.map(row.combine, y0, now, before, force, whole)
+            before, now = now, after
+        return now, None, {"y0": y0, "y1": now}, None, dfx.RESULTS.successful
+
+
+class _Stage(NamedTuple):
+    """Weights of the last two stages, of the force at the last one and of the force at the start."""
+
+    last: float
+    before: float
+    force: float
+    start: float
+
+    def combine(self, y0: Array, now: Array, before: Array, force: Array, first: Array) -> Array:
+        return (1 - self.last - self.before) * y0 + self.last * now + self.before * before + self.force * force + self.start * first
+
+
+@functools.cache
+def chebyshev_tableau(stages: int) -> tuple[float, tuple[_Stage, ...]]:
+    """Length of the first stage and the rows of the others, s - 1 of them (Sommeijer, Shampine, Verwer 1998, section 2, damping 2/13).
+
+    Shifted Chebyshev polynomials, scaled so that they agree with the exponential to second order and stay below 1 - damping / 3 as long as they can.
+    """
+    place = 1 + 2 / 13 / stages**2
+    T, slope, curvature = (
+        [float(chebyshev.chebval(place, chebyshev.chebder(np.eye(stages + 1)[j], m))) for j in range(stages + 1)] for m in (0, 1, 2)
+    )
+    scale = slope[stages] / curvature[stages]
+    b = [curvature[max(j, 2)] / slope[max(j, 2)] ** 2 for j in range(stages + 1)]
+    rows = []
+    for j in range(2, stages + 1):
+        force = 2 * b[j] * scale / b[j - 1]
+        rows.append(_Stage(2 * b[j] * place / b[j - 1], -b[j] / b[j - 2], force, -(1 - b[j - 1] * T[j - 1]) * force))
+    return b[1] * scale, tuple(rows)
 
 
 def _drift(terms: Any, t: Array, y: Any, args: Any, control: Any) -> Any:
@@ -60,3 +141,6 @@ def _drift(terms: Any, t: Array, y: Any, args: Any, control: Any) -> Any:
     if isinstance(terms, dfx.MultiTerm):
         return terms.terms[0].vf_prod(t, y, args, control[0])
     return terms.drift_prod(t, y, args, control)
+
+
+OURS = {solver.__name__: solver for solver in (PredictorCorrector, RungeKuttaChebyshev)}

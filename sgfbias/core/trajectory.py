@@ -17,7 +17,7 @@ from sgfbias.core.coordinates import coordinates_for
 from sgfbias.core.network import AbstractNetwork, declares
 from sgfbias.core.provenance import attributes
 from sgfbias.core.references import SOLVERS, merge, references_of
-from sgfbias.core.solver import PredictorCorrector
+from sgfbias.core.solver import OURS
 
 
 class Status(IntEnum):
@@ -112,7 +112,7 @@ class Trajectory(eqx.Module):
         parts = [references_of(self.dynamics), references_of(self.network)]
         if isinstance(self.network, AbstractNetwork):
             parts.append(references_of(coordinates_for(self.network, self.problem, self.dynamics, self.coordinates)))
-        parts.append(PredictorCorrector.references if self.solver == PredictorCorrector.__name__ else SOLVERS.get(self.solver, {}))
+        parts.append(OURS[self.solver].references if self.solver in OURS else SOLVERS.get(self.solver, {}))
         return merge(*parts)
 
     def statuses(self) -> dict[str, int]:

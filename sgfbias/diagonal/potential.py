@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 # Both exponentials of a step, e^u and e^-u, from one: u = k ln 2 + r with |r| < .35, where cosh r and sinh r are short series. Powers of two are
 # written into the bits of a float, by adding to one whose last bits count units. What a series leaves out is below rounding.
-_SPLIT = {"float64": (0.6931471803691238, 1.9082149292705877e-10), "float32": (0.693359375, -2.12194440e-4)}  # ln 2; k times the first is exact
+_LN2 = {"float64": (0.6931471803691238, 1.9082149292705877e-10), "float32": (0.693359375, -2.12194440e-4)}  # k times the first is exact
 _UNITS = {"float64": 1.5 * 2.0**52, "float32": 1.5 * 2.0**23}
 _TERMS = {"float64": 7, "float32": 4}
 
@@ -48,7 +48,7 @@ def _hyperbolic(log_alpha: Array, u: Array) -> tuple[Array, Array]:
 
 def _reduce(x: Array) -> tuple[Array, Array]:
     """Whole k, as floats, and r with `x = k ln 2 + r`."""
-    high, low = _SPLIT[x.dtype.name]
+    high, low = _LN2[x.dtype.name]
     k = jax.lax.round(x * (1 / math.log(2)), jax.lax.RoundingMethod.TO_NEAREST_EVEN)
     return k, (x - k * high) - k * low
 
@@ -63,6 +63,8 @@ def _cosh_sinh(r: Array) -> tuple[Array, Array]:
 
 def _power(k: Array) -> Array:
     """`2^k`: 0 and infinity beyond the range of normal numbers."""
+    if k.dtype == jnp.float64 and jax.default_backend() == "tpu":
+        return jnp.exp2(k)  # emulated there, without its bits
     whole, digits, bias = (jnp.int64, 52, 1023) if k.dtype == jnp.float64 else (jnp.int32, 23, 127)
     counted = jnp.clip(k + bias, 0, 2 * bias + 1) + _UNITS[k.dtype.name]
     return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(counted, whole) << digits, k.dtype)
