@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import check_positive, is_concrete
+from sgfbias.core.checks import check_positive, is_concrete, numpy_for
 
 
 def as_number(value: Any, name: str, *, zero_allowed: bool = False) -> Array:
@@ -111,7 +111,8 @@ class Clock(eqx.Module):
     def __init__(self, step_size: Any, *, width: Array | None = None, factor: Any = 1.0, ratio: Any = None):
         self.step_size, self.factor, self.ratio = step_size, factor, ratio
         scheduled = callable(step_size)
-        self.width = width if scheduled or width is not None else step_size * factor
+        given = scheduled or width is not None
+        self.width = width if given else step_size if isinstance(factor, float) and factor == 1 else step_size * factor
 
     def iteration(self, step: Array) -> Array:
         """The whole iteration that solver step `step` belongs to."""
@@ -135,7 +136,8 @@ class Clock(eqx.Module):
     def times(self, steps: np.ndarray, dtype: Any) -> Any:
         """Flow time at the beginning of each of the given increasing steps; a schedule's are summed in float64 where they are concrete."""
         if self.width is not None:
-            return jnp.asarray(steps, dtype) * jnp.asarray(self.width, dtype)
+            host = numpy_for(self.width)
+            return host.asarray(steps, dtype) * host.asarray(self.width, dtype)
         spans = _spans(self, int(steps[-1]), dtype)
         if is_concrete(spans):
             return np.concatenate([[0.0], np.cumsum(np.asarray(spans, np.float64))])[steps]

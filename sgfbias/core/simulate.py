@@ -26,7 +26,7 @@ from sgfbias.core.problem import Problem
 from sgfbias.core.progress import Reporter, reporter
 from sgfbias.core.record import as_record, choose_observables, cut, step_grid
 from sgfbias.core.schedule import Clock, value_at
-from sgfbias.core.tiles import groups_of, tile_index, tile_size
+from sgfbias.core.tiles import groups_of, take_rows, tile_index, tile_size
 from sgfbias.core.trajectory import Trajectory, classify
 
 
@@ -218,6 +218,8 @@ def _stepped(
 
     (first, t_first), (half, t_half), (last, t_last) = (mark(s) for s in (steps // 4, steps // 2, steps))
     tiny = float(jnp.finfo(problem.dtype).tiny)
+    with np.errstate(all="ignore"):  # diverged seeds
+        averages = (half - first) / (t_half - t_first + tiny), (last - half) / (t_last - t_half + tiny)
     host = numpy_for((times, stopped))
     at = host.searchsorted(segments.ends.astype(np.int32), stopped).clip(0, len(segments.ends) - 1)
     reached = host.where(stopped >= 0, times[at], jnp.inf)
@@ -230,16 +232,16 @@ def _stepped(
         "steps": jnp.asarray(recorded),
         "stop_time": jnp.asarray(reached, problem.dtype),
         "first_loss": jnp.asarray(values["loss"][..., 0]),
-        "averages": (jnp.asarray((half - first) / (t_half - t_first + tiny)), jnp.asarray((last - half) / (t_last - t_half + tiny))),
+        "averages": jax.tree.map(jnp.asarray, averages),
     }
 
 
 def _schedules_at_0(dynamics: Any, problem: Problem) -> Any:
     """Values of the schedules, which may have closed over what is being differentiated."""
-    zero, noise, label = jnp.int32(0), getattr(dynamics, "noise", None), getattr(dynamics, "label_noise", None)
-    at = None if noise is None or not noise.is_scheduled else noise.at(zero)
-    gamma = dynamics.clock.gamma(zero, problem.dtype) if callable(dynamics.clock.step_size) else None
-    return gamma, at, value_at(label, zero, problem.dtype) if callable(label) else None
+    noise, label = getattr(dynamics, "noise", None), getattr(dynamics, "label_noise", None)
+    at = None if noise is None or not noise.is_scheduled else noise.at(jnp.int32(0))
+    gamma = dynamics.clock.gamma(jnp.int32(0), problem.dtype) if callable(dynamics.clock.step_size) else None
+    return gamma, at, value_at(label, jnp.int32(0), problem.dtype) if callable(label) else None
 
 
 def _closes_over_traced(network: Any, problem: Problem) -> bool:
@@ -264,13 +266,15 @@ def _tiles(keys: Array | None, size: int) -> list[Array | None]:
     """Keys in tiles of one size, the last one padded with its own last key."""
     if keys is None:
         return [None]
-    keys = jnp.atleast_1d(keys)
     if not is_concrete(keys):
-        size = min(size, keys.shape[0])  # inside a map over seeds a run is a tile's single member
-    return [keys[row] for row in tile_index(keys.shape[0], size)]
+        size = min(size, keys.size)  # inside a map over seeds a run is a tile's single member
+    index = tile_index(keys.size, size)
+    if index.shape == (1, *keys.shape):
+        return [keys]
+    return [take_rows(keys.reshape(-1) if keys.ndim == 0 else keys, row) for row in index]
 
 
 def _join(parts: Sequence[Any], keys: Array | None, seeds: int | None) -> Any:
     if keys is None:
-        return parts[0]
+        return numpy_for(parts).asarray(parts[0])
     return numpy_for(parts).concatenate(parts)[:seeds] if seeds is not None else parts[0][0]

@@ -7,6 +7,7 @@ several devices take tiles in turn.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete
 
@@ -99,10 +101,22 @@ _CALLS_OUT = {
 }  # fmt: skip
 
 
+_SHARED: dict[Any, bool] = {}  # tracing a step takes longer than many a run
+
+
 def may_share(function: Callable, *args: Any) -> bool:
     """Whether two threads may run this traceable function at once: it calls nothing outside XLA."""
-    jaxpr, *_ = eqx.filter_make_jaxpr(function)(*args)
-    return not _calls_out(jaxpr.jaxpr)
+    arrays, rest = eqx.partition((function, args), eqx.is_array)
+    leaves, structure = jax.tree.flatten(rest)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays))
+    key = structure, tuple(leaves), shapes
+    try:
+        known = _SHARED.get(key)
+    except TypeError:  # something that has no hash
+        return not _calls_out(eqx.filter_make_jaxpr(function)(*args)[0].jaxpr)
+    if known is None:
+        known = _SHARED[key] = not _calls_out(eqx.filter_make_jaxpr(function)(*args)[0].jaxpr)
+    return known
 
 
 def _calls_out(jaxpr: Any) -> bool:
@@ -124,5 +138,18 @@ def tile_map(function: Callable[[Any], Any], tree: Any) -> Any:
     leaves = jax.tree.leaves(tree)
     count = leaves[0].shape[0]
     size = None if is_concrete(leaves) else min(count, TILE.get(jax.default_backend(), 64))
-    results = [function(jax.tree.map(lambda leaf, row=row: leaf[row], tree)) for row in tile_index(count, size)]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *results)
+    index = tile_index(count, size)
+    if index.size == count == index.shape[1]:
+        return function(tree)
+    return _join([function(take_rows(tree, row)) for row in index], count)
+
+
+@jax.jit
+def take_rows(tree: Any, rows: Array) -> Any:
+    """Rows of the leading axis of every leaf, in one program."""
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _join(parts: list, count: int) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)

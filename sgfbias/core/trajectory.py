@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.checks import numpy_for
 from sgfbias.core.coordinates import coordinates_for
 from sgfbias.core.network import AbstractNetwork, declares
 from sgfbias.core.provenance import attributes
@@ -58,15 +59,19 @@ def classify(
     - gave up: an adaptive solver ran out of steps; later times are NaN, the final values those of the time it reached;
     - moving: anything else.
     """
-    if least is None:
-        stalled = (late >= early) & (late > first_loss)
-    else:
-        stalled = (late - least >= STALL_RATIO * (early - least)) & (late - least > STALL_LEVEL * (first_loss - least))
-    status = jnp.where(stalled & may_stall, int(Status.STALLED), int(Status.MOVING))
-    if tolerance is not None:
-        status = jnp.where(loss <= tolerance, int(Status.CONVERGED), status)
-    status = jnp.where(gave_up, int(Status.GAVE_UP), status)
-    return jnp.where(finite, status, int(Status.NON_FINITE))
+    arrays = finite, loss, first_loss, early, late, gave_up
+    host = numpy_for(arrays)
+    finite, loss, first_loss, early, late, gave_up = (host.asarray(a) for a in arrays)
+    with np.errstate(all="ignore"):  # diverged seeds
+        if least is None:
+            stalled = (late >= early) & (late > first_loss)
+        else:
+            stalled = (late - least >= STALL_RATIO * (early - least)) & (late - least > STALL_LEVEL * (first_loss - least))
+        status = host.where(stalled & may_stall, int(Status.STALLED), int(Status.MOVING))
+        if tolerance is not None:
+            status = host.where(loss <= tolerance, int(Status.CONVERGED), status)
+        status = host.where(gave_up, int(Status.GAVE_UP), status)
+        return jnp.asarray(host.where(finite, status, int(Status.NON_FINITE)))
 
 
 class Trajectory(eqx.Module):
@@ -104,7 +109,8 @@ class Trajectory(eqx.Module):
     @property
     def diverged(self) -> Array:
         """Seeds that are non-finite or stalled high: (seeds,) of bool. Divergence is more than NaN."""
-        return (self.status == Status.NON_FINITE) | (self.status == Status.STALLED)
+        status = numpy_for(self.status).asarray(self.status)
+        return jnp.asarray((status == int(Status.NON_FINITE)) | (status == int(Status.STALLED)))
 
     @property
     def references(self) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from sgfbias.core.schedule import as_number
 from sgfbias.diagonal.certificate import per_feature, solve_psd, solver_tolerance
 from sgfbias.diagonal.potential import beta_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import _dual, _hessian, continuation
+from sgfbias.diagonal.selection import _dual, _hessian, continuation, far_start
 
 
 class SolutionCurve(eqx.Module):
@@ -86,7 +86,7 @@ def _trace(problem: SparseRegression, start: Array, rate: Array, S: Array) -> So
         return (nu, new), point(nu, new)
 
     first = start + rate * S[0]
-    nu, _ = _dual(X, y, first, zero, tolerance)
+    nu, _ = _dual(X, y, first, zero, tolerance, far_start(X, y, first))
     _, (beta, slope) = jax.lax.scan(onward, (nu, first), S[1:])
     beta0, slope0 = point(nu, first)
     return SolutionCurve(S, jnp.concatenate([beta0[None], beta]), jnp.concatenate([slope0[None], slope]))

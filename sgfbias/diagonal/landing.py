@@ -9,16 +9,18 @@ Used once as a correction of log alpha it brings the landed solution 10 to 60 ti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
+from sgfbias.core.tiles import take_rows, tile_index, tile_map
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.certificate import Selection, solver_tolerance
 from sgfbias.diagonal.network import DiagonalNetwork
@@ -71,29 +73,78 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     problem = runs.problem
     problem.require_interpolation()
     single = runs.status.ndim == 0
-    beta, log_alpha, diverged = (
-        jnp.atleast_1d(v)[None] if single and v.ndim else jnp.atleast_1d(v)
-        for v in (runs.final["beta"], runs.final["log_alpha"], runs.diverged)
-    )
-    step_size = jnp.asarray(step_size, problem.dtype) * problem.pace
-    offset = jnp.broadcast_to(runs.network.offset.astype(problem.dtype), beta.shape)
-    # A diverged seed solves the start's programme, so that it cannot hold up its tile, and is then marked.
-    bad = diverged[:, None]
-    log_alpha = jnp.where(bad, runs.network.log_alpha.astype(problem.dtype)[None], log_alpha)
-    beta = jnp.where(bad, 0, beta)
-
-    here = select_many(problem, log_alpha, offset=offset)
-    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, step_size, beta, log_alpha, here.beta)
-    known = (margin > 0) & ~diverged
-    shrunk = log_alpha - 2 * step_size * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
+    step_size = jnp.asarray(step_size, problem.dtype)
+    ends = runs.final["beta"], runs.final["log_alpha"], runs.final["loss_integral"], runs.diverged
+    # In tiles, as everything that is batched over seeds, and in few programs, since many small ones cost a compilation each.
+    beta, log_alpha, offset, integral, diverged = tile_map(lambda ends: _prepare(runs.network, ends), _alone(ends) if single else ends)
+    near = _on_the_curve(problem, runs.network, step_size, integral) if is_concrete((problem, step_size, log_alpha, integral)) else None
+    here = select_many(problem, log_alpha, offset=offset, near=near)
+    shrunk, remaining, known = tile_map(lambda tile: _shrink(problem, step_size, *tile), (beta, log_alpha, here.beta, diverged))
     there = select_many(problem, shrunk, offset=offset, near=(here.multipliers, log_alpha))  # a short way on from there
+    found = (here, log_alpha), (there, shrunk), remaining, known, diverged
+    result = tile_map(lambda found: _report(problem, correct, *found), found)
+    return _first(result) if single else result
+
+
+@jax.jit
+def _alone(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+@jax.jit
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+@eqx.filter_jit
+def _prepare(network: DiagonalNetwork, ends: Any) -> Any:
+    """What a tile of seeds lands from. A diverged seed solves the start's programme, so that it cannot hold up its tile, and is then marked."""
+    beta, log_alpha, integral, diverged = ends
+    start, offset = (jnp.broadcast_to(leaf.astype(beta.dtype), beta.shape) for leaf in (network.log_alpha, network.offset))
+    bad = diverged[:, None]
+    return jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, jnp.where(diverged, 0, integral), diverged
+
+
+def _on_the_curve(problem: SparseRegression, network: DiagonalNetwork, step_size: Array, integral: Array) -> tuple[Array, Array]:
+    """Where the solver starts: multipliers and log alpha at points near the seeds' on the curve on which all seeds of one problem end.
+
+    The points are loss integrals of five binary digits, so which one a seed starts from does not depend on the others, and a few serve thousands of seeds.
+    """
+    digits, exponent = np.frexp(np.asarray(integral, np.float64) if float(step_size) > 0 else np.zeros(integral.shape))
+    points, index = np.unique(np.ldexp(np.round(digits * 32) / 32, exponent), return_inverse=True)
+    laws, offsets = _laws(
+        problem, network, step_size, points[tile_index(len(points)).ravel()]
+    )  # whole tiles: another number compiles nothing new
+    curve = select_many(problem, laws, offset=offsets)
+    return tile_map(lambda rows: take_rows((curve.multipliers, laws), rows), index.astype(np.int32))
+
+
+@eqx.filter_jit
+def _laws(problem: SparseRegression, network: DiagonalNetwork, step_size: Array, integral: Array) -> tuple[Array, Array]:
+    start = network.log_alpha.astype(problem.dtype)
+    laws = start - 2 * step_size * problem.pace * problem.h * integral.astype(problem.dtype)[:, None]
+    return laws, jnp.broadcast_to(network.offset.astype(problem.dtype), laws.shape)
+
+
+@eqx.filter_jit
+def _shrink(problem: SparseRegression, step_size: Array, beta: Array, log_alpha: Array, landed: Array, diverged: Array) -> Any:
+    """`(log alpha at the limit, expected loss integral until then, whether there is such an expectation)` of a tile of seeds."""
+    pace = step_size * problem.pace
+    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, pace, beta, log_alpha, landed)
+    known = (margin > 0) & ~diverged
+    return log_alpha - 2 * pace * problem.h[None] * jnp.where(known, remaining, 0)[:, None], remaining, known
+
+
+@eqx.filter_jit
+def _report(problem: SparseRegression, correct: bool, before: Any, after: Any, remaining: Array, known: Array, diverged: Array) -> Landing:
+    (here, _), (there, _), bad = before, after, diverged[:, None]
     # No estimate is better than what the solver was asked for, and none is given where it failed.
     floor = 10 * solver_tolerance(None, problem.dtype) * jnp.linalg.norm(here.beta, axis=1)
     shift = jnp.linalg.norm(there.beta - here.beta, axis=1) + floor
     solved = here.converged & there.converged
-    chosen, final = (there, shrunk) if correct else (here, log_alpha)
+    chosen, final = after if correct else before
     chosen = eqx.tree_at(lambda s: s.beta, chosen, jnp.where(bad, jnp.nan, chosen.beta))
-    result = Landing(
+    return Landing(
         beta=chosen.beta,
         log_alpha=jnp.where(bad, jnp.nan, final),
         error=jnp.where(known & solved, shift if correct else 2 * shift, jnp.inf),
@@ -101,10 +152,8 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
         validation_error=jax.vmap(problem.validation_error)(chosen.beta) if problem.measures_validation else None,
         selection=chosen,
     )
-    return jax.tree.map(lambda leaf: leaf[0], result) if single else result
 
 
-@eqx.filter_jit
 def _remaining(problem: SparseRegression, step_size: Array, beta: Array, log_alpha: Array, landed: Array) -> tuple[Array, Array]:
     """Expected loss integral still to come from `beta`, and the distance to the stability edge (not positive: no expectation)."""
     xi = xi_from(log_alpha, u_from(landed, log_alpha))

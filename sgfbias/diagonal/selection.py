@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sgfbias.core.checks import numpy_for
 from sgfbias.core.tiles import tile_map
 from sgfbias.diagonal.certificate import Selection, certificate, per_feature, solve_psd, solver_tolerance
 from sgfbias.diagonal.deep_selection import select_deep
@@ -68,25 +69,45 @@ def select_many(
 
     **Arguments:** `log_alpha` (seeds, d); `offset` (seeds, d), default 0; `targets` (seeds, n), default the problem's for every seed. With
     `targets = X beta_t` the solution is the minimiser on the fibre of beta_t, where theory says a run is at any finite time. `near`: multipliers
-    (seeds, n) and the log_alpha (seeds, d) they solve, to start from instead of a large alpha; with the same offset and targets.
+    (seeds, n) and the log_alpha (seeds, d) they are close for, to start from instead of a large alpha; with the same offset and targets.
 
     **Raises:** `ValueError` as `select`; `targets` are taken to be in the range of X.
     """
     problem.require_interpolation()
     offset = jnp.zeros_like(log_alpha) if offset is None else offset
-    targets = jnp.broadcast_to(problem.y, (log_alpha.shape[0], problem.n)) if targets is None else targets
+    if targets is None:
+        targets = numpy_for(problem.y).broadcast_to(problem.y, (log_alpha.shape[0], problem.n))
     tolerance = solver_tolerance(None, problem.dtype)
-    return tile_map(lambda tile: _select_tile(problem.X, tile, tolerance), (targets, log_alpha, offset, near))
+
+    def select_tile(tile: Any) -> Selection:
+        targets, log_alpha, offset, near = tile
+        # Two programs, of which the second, slow to compile, is the same wherever it starts.
+        start = _far_tile(problem.X, targets, log_alpha) if near is None else (*near, offset)
+        return _select_tile(problem.X, targets, log_alpha, offset, start, tolerance)
+
+    return tile_map(select_tile, (targets, log_alpha, offset, near))
+
+
+Start = tuple[Array, Array, Array]  # multipliers, and the log alpha and offset that they are close for
 
 
 @eqx.filter_jit
-def _select(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float, near: tuple[Array, Array] | None = None) -> Selection:
-    return certify(X, y, log_alpha, offset, *_dual(X, y, log_alpha, offset, tolerance, near), tolerance)
+def _select(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float) -> Selection:
+    nu, iterations = _dual(X, y, log_alpha, offset, tolerance, far_start(X, y, log_alpha))
+    return certify(X, y, log_alpha, offset, nu, iterations, tolerance)
+
+
+@jax.jit
+def _far_tile(X: Array, targets: Array, log_alpha: Array) -> Start:
+    return jax.vmap(far_start, in_axes=(None, 0, 0))(X, targets, log_alpha)
 
 
 @eqx.filter_jit
-def _select_tile(X: Array, tile: Any, tolerance: float) -> Selection:
-    return jax.vmap(lambda y, log_alpha, offset, near: _select(X, y, log_alpha, offset, tolerance, near))(*tile)
+def _select_tile(X: Array, targets: Array, log_alpha: Array, offset: Array, start: Start, tolerance: float) -> Selection:
+    def one(y: Array, log_alpha: Array, offset: Array, start: Start) -> Selection:
+        return certify(X, y, log_alpha, offset, *_dual(X, y, log_alpha, offset, tolerance, start), tolerance)
+
+    return jax.vmap(one)(targets, log_alpha, offset, start)
 
 
 def certify(X: Array, y: Array, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: float) -> Selection:
@@ -118,17 +139,12 @@ class _Path(NamedTuple):
     iterations: Array
 
 
-def _dual(
-    X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float, near: tuple[Array, Array] | None = None
-) -> tuple[Array, Array]:
+def _dual(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float, start: Start) -> tuple[Array, Array]:
     """Multipliers (n,) and the number of Newton steps, differentiable by the implicit function theorem."""
 
     @jax.custom_jvp
-    def solve(X: Array, y: Array, log_alpha: Array, offset: Array, near: Any) -> tuple[Array, Array]:
-        if near is None:
-            nu, count = _continue(X, y, log_alpha, offset, tolerance)
-        else:
-            nu, count = continuation(X, y, near[0], (near[1], offset), (log_alpha, offset), tolerance)
+    def solve(X: Array, y: Array, log_alpha: Array, offset: Array, start: Start) -> tuple[Array, Array]:
+        nu, count = continuation(X, y, start[0], start[1:], (log_alpha, offset), tolerance)
         return nu, count.astype(nu.dtype)
 
     @solve.defjvp
@@ -139,7 +155,7 @@ def _dual(
         H = _hessian(X, xi_from(log_alpha, 4 * (nu @ X) + offset))
         return (nu, count), (-solve_psd(H, moved), jnp.zeros_like(count))
 
-    nu, count = solve(X, y, log_alpha, offset, jax.lax.stop_gradient(near))
+    nu, count = solve(X, y, log_alpha, offset, jax.lax.stop_gradient(start))
     return nu, jax.lax.stop_gradient(count).astype(jnp.int32)
 
 
@@ -151,15 +167,14 @@ def _hessian(X: Array, xi: Array) -> Array:
     return 4 * (X * xi[None]) @ X.T
 
 
-def _continue(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float) -> tuple[Array, Array]:
-    """Multipliers by continuation from one uniform large alpha, where the equation is almost linear, to the asked one."""
+def far_start(X: Array, y: Array, log_alpha: Array) -> Start:
+    """One uniform large alpha without offset, where the equation is almost linear."""
     tiny = jnp.finfo(X.dtype).tiny
     nu0 = solve_psd(X @ X.T, y)
     top = jnp.max(jnp.abs(nu0 @ X))
     start = jnp.maximum(0.5 * jnp.log(jnp.maximum(top, tiny)), jnp.max(log_alpha))
     start = jnp.where(top > 10 * tiny, start, jnp.max(log_alpha))
-    nu0 = nu0 / (8 * jnp.exp(2 * start))
-    return continuation(X, y, nu0, (start + 0 * log_alpha, 0 * offset), (log_alpha, offset), tolerance)
+    return nu0 / (8 * jnp.exp(2 * start)), start + 0 * log_alpha, 0 * log_alpha
 
 
 def continuation(
