@@ -1,5 +1,6 @@
 """The programme, its certificate, its limits, its derivative, the solution curve."""
 
+import equinox as eqx
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from helpers import network, outside_row_space, small_problem
 from hypothesis import strategies as st
 
 import sgfbias as sgf
+from sgfbias.core.trajectory import Status
 from sgfbias.diagonal.potential import potential, u_from
 from sgfbias.diagonal.selection import select_many
 
@@ -218,3 +220,28 @@ def test_from_a_solution_nearby_it_is_the_same_in_a_few_steps():
     slopes = [jax.jacobian(lambda s, f=f: f(s).beta)(jnp.asarray(-0.1)) for f in (warm, lambda s: select_many(problem, log_alpha + s))]
     np.testing.assert_allclose(*slopes, rtol=1e-8, atol=1e-10)
     assert float(jnp.max(jnp.abs(slopes[0]))) > 1e-3
+
+
+def test_landing_is_the_programme_solved_afresh_whoever_lands_beside():
+    """Seeds start from points on their common curve: a few Newton steps instead of a whole continuation, to the same solution, and to the last digit
+    the same one alone, in other company, and beside a seed that is lost."""
+    problem, net = small_problem(), network(0.05)
+    runs = sgf.simulate(sgf.StochasticGradientFlow(0.05), net, problem, keys=sgf.seeds(0, 70), steps=100, record=sgf.Record(times=2))
+    landed = sgf.land(runs, correct=False)
+    afresh = select_many(problem, runs.final["log_alpha"])
+    np.testing.assert_allclose(landed.beta, afresh.beta, atol=1e-11)
+    assert np.median(afresh.iterations) > 2 * np.median(landed.selection.iterations)  # what it is for; without it they are alike
+
+    def some(rows, status=None):
+        part = jax.tree.map(lambda leaf: leaf[rows], (runs.final, runs.networks, runs.status))
+        part = (*part[:2], part[2] if status is None else jnp.asarray(status))
+        return eqx.tree_at(lambda r: (r.final, r.networks, r.status), runs, part)
+
+    whole = sgf.land(runs)
+    for company in ([66], [66, 3], [3, 66, 12]):
+        alone = sgf.land(some(np.array(company)))
+        np.testing.assert_array_equal(alone.beta[company.index(66)], whole.beta[66])
+        np.testing.assert_array_equal(alone.error[company.index(66)], whole.error[66])
+    beside = sgf.land(some(np.array([66, 3]), [int(runs.status[66]), Status.NON_FINITE]))
+    assert bool(jnp.isnan(beside.beta[1]).all()) and bool(jnp.isinf(beside.error[1]))
+    np.testing.assert_array_equal(beside.beta[0], whole.beta[66])
