@@ -243,5 +243,6 @@ def test_landing_is_the_programme_solved_afresh_whoever_lands_beside():
         np.testing.assert_array_equal(alone.beta[company.index(66)], whole.beta[66])
         np.testing.assert_array_equal(alone.error[company.index(66)], whole.error[66])
     beside = sgf.land(some(np.array([66, 3]), [int(runs.status[66]), Status.NON_FINITE]))
-    assert bool(jnp.isnan(beside.beta[1]).all()) and bool(jnp.isinf(beside.error[1]))
+    assert bool(jnp.isnan(beside.beta[1]).all())
+    assert bool(jnp.isinf(beside.error[1]))
     np.testing.assert_array_equal(beside.beta[0], whole.beta[66])

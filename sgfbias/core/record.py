@@ -52,8 +52,8 @@ def choose_observables(record: Record, network: Any, problem: Any) -> tuple[dict
     """`(series, finals)`: functions of the network to record at every time, and at the end."""
     declared = declared_observables(network, problem)
     if record.observables is None:
-        shapes = {name: eqx.filter_eval_shape(f, network).shape for name, f in declared.items()}
-        return {name: f for name, f in declared.items() if shapes[name] == ()}, declared
+        values = eqx.filter_eval_shape(lambda network: {name: f(network) for name, f in declared.items()}, network)
+        return {name: f for name, f in declared.items() if values[name].shape == ()}, declared
     asked = record.observables if isinstance(record.observables, Mapping) else dict.fromkeys(record.observables)
     series: dict[str, Callable] = {}
     for name, function in asked.items():

@@ -208,7 +208,9 @@ def continuation(
         return -both[:, 0], -both[:, 1], jnp.linalg.norm(g) / size
 
     zero, one, infinite = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
-    path = _Path(zero, nu0, jnp.zeros_like(nu0), one, nu0, zero, infinite, nu0, infinite, jnp.int32(0), jnp.int32(0))
+    # From far away the first step that succeeds is short, whatever the end.
+    width = jnp.where(jnp.max(jnp.abs(slope)) > 1, one / 16, one)
+    path = _Path(zero, nu0, jnp.zeros_like(nu0), width, nu0, zero, infinite, nu0, infinite, jnp.int32(0), jnp.int32(0))
     goal = jnp.maximum(tolerance / 10, 2 * eps)
 
     def unfinished(path: _Path) -> Array:
@@ -231,7 +233,7 @@ def continuation(
         tau, nu, along = jax.tree.map(
             lambda new, old: jnp.where(onward, new, old), (path.trial_tau, refined, tangent), (path.tau, path.nu, path.tangent)
         )
-        step = jnp.where(lost, (path.trial_tau - path.tau) / 4, jnp.where(onward, 2 * path.step, path.step))
+        step = jnp.where(lost, (path.trial_tau - path.tau) / 4, jnp.where(onward & (path.iterations > 0), 2 * path.step, path.step))
         step = jnp.minimum(step, 1 - tau)
         predict = lost | onward
         better = near & at_end & (error < path.best_error)
