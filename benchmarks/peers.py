@@ -140,6 +140,7 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
         "sgfbias, mirror": (ours("mirror"), SEEDS, LONG),
         "sgfbias, mirror, two-point": (ours("mirror", increments="two-point"), SEEDS, LONG),
         "sgfbias, mirror, predictor-corrector": (ours("mirror", sgf.PredictorCorrector()), SEEDS, LONG),
+        "sgfbias, mirror, Runge-Kutta-Chebyshev": (ours("mirror", sgf.RungeKuttaChebyshev()), SEEDS, LONG),
         "sgfbias, mirror, predictor-corrector, two-point": (ours("mirror", sgf.PredictorCorrector(), "two-point"), SEEDS, LONG),
     }
     with contextlib.suppress(ImportError):  # an extra: pip install torch torchsde

@@ -8,11 +8,14 @@ from typing import Any
 from measure import medians
 from peers import rates
 
-SETTINGS = ((0.02, 0.1, 100.0), (0.1, 0.01, 40.0), (0.1, 0.001, 40.0))  # gamma, alpha, end of the strong comparison
-STRONG = {  # coordinates, whether the predictor-corrector, step over gamma
-    "Euler in w": ("weights", False, (1 / 2, 1 / 4, 1 / 8, 1 / 16)),
-    "Euler, mirror": ("mirror", False, (16.0, 8.0, 4.0, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8)),
-    "predictor-corrector, mirror": ("mirror", True, (16.0, 8.0, 4.0, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8)),
+# gamma, alpha, end of the strong comparison, finest step over gamma. Ends are whole numbers of every step below.
+SETTINGS = ((0.02, 0.1, 100.0, 1 / 32), (0.1, 0.01, 40.0, 1 / 128), (0.1, 0.001, 40.0, 1 / 128))
+WIDTHS = (50.0, 40.0, 25.0, 20.0, 12.5, 10.0, 8.0, 4.0, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
+STRONG = {  # coordinates, solver, largest step over gamma
+    "Euler in w": ("weights", "Euler", 1.0),
+    "Euler, mirror": ("mirror", "Euler", 20.0),
+    "predictor-corrector, mirror": ("mirror", "PredictorCorrector", 40.0),
+    "Runge-Kutta-Chebyshev, mirror": ("mirror", "RungeKuttaChebyshev", 50.0),
 }
 SCHEME_OF = {
     "Diffrax in w, VirtualBrownianTree": "Euler in w",
@@ -22,6 +25,7 @@ SCHEME_OF = {
     "NumPy in w, one seed": "Euler in w",
     "sgfbias, mirror": "Euler, mirror",
     "sgfbias, mirror, predictor-corrector": "predictor-corrector, mirror",
+    "sgfbias, mirror, Runge-Kutta-Chebyshev": "Runge-Kutta-Chebyshev, mirror",
 }
 
 
@@ -34,43 +38,61 @@ def _problem() -> tuple[Any, Any]:
     return sgf, sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5)
 
 
+def _solver(sgf: Any, name: str) -> Any:
+    return None if name == "Euler" else getattr(sgf, name)()
+
+
 def _run(
-    sgf: Any, problem: Any, gamma: float, alpha: float, width: float, end: float, *, seeds: int, corrected: bool, **options: Any
+    sgf: Any,
+    problem: Any,
+    gamma: float,
+    alpha: float,
+    width: float,
+    end: float,
+    *,
+    seeds: int,
+    solver: str,
+    coordinates: str,
+    **options: Any,
 ) -> Any:
-    """Flow from alpha to time `end` in steps of `width` gamma."""
-    coordinates = options.pop("coordinates", "mirror")
+    """Flow from alpha to time `end` in steps of `width` gamma, a whole number of them."""
     flow = sgf.StochasticGradientFlow(gamma, dt=width * gamma, **options)
     network = sgf.DiagonalNetwork.init(alpha=alpha, d=problem.d)
-    solver = sgf.PredictorCorrector() if corrected else None
-    steps, last = max(round(end / (width * gamma)), 1), sgf.Record(times=2)
-    return sgf.simulate(flow, network, problem, keys=sgf.seeds(0, seeds), steps=steps, coordinates=coordinates, solver=solver, record=last)
+    steps, last = round(end / (width * gamma)), sgf.Record(times=2)
+    if abs(steps * width * gamma / end - 1) > 1e-9:
+        raise ValueError(f"steps of {width:g} gamma do not end at {end:g}")
+    chosen = _solver(sgf, solver)
+    return sgf.simulate(flow, network, problem, keys=sgf.seeds(0, seeds), steps=steps, coordinates=coordinates, solver=chosen, record=last)
 
 
 def strong_error() -> dict:
-    """Seconds to a strong RMS error of 1e-3 in beta over 32 seeds, times for 64, float64, at (gamma, alpha, T) = (.02, .1, 100), (.1, .01, 40) and
-    (.1, .001, 40): errors at a ladder of widths on one Brownian path per seed against the predictor-corrector at the finest width, the width that meets
-    1e-3 from the two rungs around it (or from the last two, extrapolated, where none does: the peers' steps in w), times the cost of a step, measured
-    side by side.
+    """Seconds to a strong RMS error of 1e-3 in beta over 64 seeds, times for 64, float64, at (gamma, alpha, T) = (.02, .1, 100), (.1, .01, 40) and
+    (.1, .001, 40): errors at a ladder of widths on one Brownian path per seed against the predictor-corrector at the finest width (gamma / 32, and
+    gamma / 128 at gamma = .1), the width that meets 1e-3 from the two rungs around it (or from the last two, extrapolated, where none does), times the
+    cost of a step, measured side by side.
     """
     import numpy as np
 
     sgf, problem = _problem()
     cost = rates("float64")
-    wanted, finest, result = 1e-3, 1 / 32, {}
-    for gamma, alpha, end in SETTINGS:
+    wanted, result = 1e-3, {}
+    for setting in SETTINGS:
+        gamma, alpha, end, finest = setting
 
-        def beta(width: float, coordinates: str, corrected: bool, gamma: float = gamma, alpha: float = alpha, end: float = end) -> Any:
-            options = {"coordinates": coordinates, "brownian_dt": finest * gamma}
-            return np.asarray(_run(sgf, problem, gamma, alpha, width, end, seeds=32, corrected=corrected, **options).final["beta"])
+        def beta(width: float, coordinates: str, solver: str, setting: tuple = setting) -> Any:
+            gamma, alpha, end, finest = setting
+            options = {"coordinates": coordinates, "solver": solver, "brownian_dt": finest * gamma}
+            return np.asarray(_run(sgf, problem, gamma, alpha, width, end, seeds=64, **options).final["beta"])
 
-        exact, ladders, widths = beta(finest, "mirror", True), {}, {}
-        for name, (coordinates, corrected, ladder) in STRONG.items():
-            errors = [float(np.sqrt(np.mean(np.sum((beta(w, coordinates, corrected) - exact) ** 2, axis=1)))) for w in ladder]
+        exact, ladders, widths = beta(finest, "mirror", "PredictorCorrector"), {}, {}
+        for name, (coordinates, solver, largest) in STRONG.items():
+            ladder = tuple(w for w in WIDTHS if largest >= w > finest)
+            errors = [float(np.sqrt(np.mean(np.sum((beta(w, coordinates, solver) - exact) ** 2, axis=1)))) for w in ladder]
             errors = [e if np.isfinite(e) else float("inf") for e in errors]
             ladders[name] = dict(zip(map(str, ladder), errors, strict=True))
             widths[name] = _width_for(wanted, ladder, errors)
         seconds = {name: 64 * end / (gamma * widths[scheme]) / (cost[name] * 1e6) for name, scheme in SCHEME_OF.items()}
-        best = min(seconds["sgfbias, mirror"], seconds["sgfbias, mirror, predictor-corrector"])
+        best = min(value for name, value in seconds.items() if name.startswith("sgfbias"))
         result[f"gamma {gamma}, alpha {alpha}"] = {
             "errors_by_width_over_gamma": ladders,
             "width_over_gamma_for_1e-3": widths,
@@ -98,7 +120,7 @@ def _width_for(wanted: float, ladder: tuple[float, ...], errors: list[float]) ->
 
 
 def weak_error() -> dict:
-    """Errors of means over 1,024 independent seeds by step width, float64, against the predictor-corrector at an eighth of gamma on other seeds: of the
+    """Errors of means over 2,048 independent seeds by step width, float64, against the predictor-corrector at an eighth of gamma on other seeds: of the
     landed validation error and of the whole loss integral (run for 60 units of time, 120 at gamma = .02, then landed), each with the standard error
     of the difference; and the warm seconds that 256 seeds take at that width, landing included, in turns.
     """
@@ -107,18 +129,19 @@ def weak_error() -> dict:
 
     sgf, problem = _problem()
     schemes = {
-        "Euler": (False, {}),
-        "Euler, two-point": (False, {"increments": "two-point"}),
-        "predictor-corrector": (True, {}),
-        "predictor-corrector, two-point": (True, {"increments": "two-point"}),
+        "Euler": ("Euler", {}),
+        "Euler, two-point": ("Euler", {"increments": "two-point"}),
+        "predictor-corrector": ("PredictorCorrector", {}),
+        "predictor-corrector, two-point": ("PredictorCorrector", {"increments": "two-point"}),
+        "Runge-Kutta-Chebyshev, two-point": ("RungeKuttaChebyshev", {"increments": "two-point"}),
     }
     result = {}
-    for gamma, alpha, _ in SETTINGS:
+    for gamma, alpha, *_ in SETTINGS:
         end = 60.0 if gamma > 0.05 else 120.0
 
         def landed(
             width: float,
-            corrected: bool,
+            solver: str,
             options: dict,
             seeds: int,
             start: int = 0,
@@ -127,14 +150,14 @@ def weak_error() -> dict:
             end: float = end,
         ) -> dict:
             flow = sgf.StochasticGradientFlow(gamma, dt=width * gamma, **options)
-            network, solver = sgf.DiagonalNetwork.init(alpha=alpha, d=problem.d), sgf.PredictorCorrector() if corrected else None
+            network = sgf.DiagonalNetwork.init(alpha=alpha, d=problem.d)
             runs = sgf.simulate(
                 flow,
                 network,
                 problem,
                 keys=sgf.seeds(start, start + seeds),
                 steps=round(end / (width * gamma)),
-                solver=solver,
+                solver=_solver(sgf, solver),
                 record=sgf.Record(times=2),
             )
             limit = sgf.land(runs)
@@ -145,20 +168,20 @@ def weak_error() -> dict:
             kept = values[good & np.isfinite(values)]
             return float(np.mean(kept)), float(np.std(kept) / np.sqrt(max(len(kept), 1)))
 
-        fine = landed(1 / 8, True, {}, 1024, 1_000_000)
+        fine = landed(1 / 8, "PredictorCorrector", {}, 2048, 1_000_000)
         exact = {name: mean(fine[name], ~fine["diverged"]) for name in ("validation_error", "loss_integral")}
         rows: dict[str, dict] = {}
-        for scheme, (corrected, options) in schemes.items():
+        for scheme, (solver, options) in schemes.items():
             for width in (8.0, 4.0, 2.0, 1.0, 0.5):
-                made = landed(width, corrected, options, 1024)
+                made = landed(width, solver, options, 2048)
                 row: dict[str, Any] = {"diverged": float(np.mean(made["diverged"]))}
                 for name, (value, spread) in exact.items():
                     got, error = mean(made[name], ~made["diverged"])
                     row[name] = {"relative_error": got / value - 1, "standard_error": float(np.hypot(spread, error) / value)}
                 rows[f"{scheme}, {width:g} gamma"] = row
         timed = {
-            name: (lambda w=width, c=corrected, o=options: landed(w, c, o, 256))
-            for scheme, (corrected, options) in schemes.items()
+            name: (lambda w=width, s=solver, o=options: landed(w, s, o, 256))
+            for scheme, (solver, options) in schemes.items()
             for width in (8.0, 4.0, 2.0, 1.0, 0.5)
             for name in [f"{scheme}, {width:g} gamma"]
         }
@@ -181,7 +204,7 @@ def weak_error() -> dict:
 
 def landed_answer() -> dict:
     """Warm seconds until the answers of 256 seeds at alpha = .01, gamma = .1 are within a relative error of 1e-3 (median over seeds of |beta - beta_inf| /
-    |beta_inf - beta*|): ours by 150, 300, 600 or 1,200 steps and landing; the paper's scheme, Euler in w at a tenth of gamma, as a NumPy loop over
+    |beta_inf - beta*|): ours by 150, 225, 300 or 600 steps and landing; the paper's scheme, Euler in w at a tenth of gamma, as a NumPy loop over
     one seed at a time, whose steps are counted by our own long runs (when the iterate comes within 1e-3, from 1e6 steps at most, beyond them by the
     decay of the last half) and timed on 2,000 of them.
     """
@@ -206,7 +229,7 @@ def landed_answer() -> dict:
         slope = np.polyfit(times[half], np.log(errors[half]), 1)[0]
         needed, how = float(times[-1] + np.log(errors[-1] / 1e-3) / -slope), "extrapolated exponentially, the fastest it could go"
     ours = {}
-    for steps in (150, 300, 600, 1200):
+    for steps in (150, 225, 300, 600):
 
         def answer(steps: int = steps, seeds: int = 256) -> Any:
             runs = sgf.simulate(flow, network, problem, keys=sgf.seeds(0, seeds), steps=steps, record=sgf.Record(times=2))

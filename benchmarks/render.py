@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from precision import SCHEME_OF
 
 HERE = Path(__file__).parent
 PICTURES = HERE / "pictures"
@@ -70,6 +71,7 @@ def strong_error(r: dict) -> str:
         "lax.scan in w": "Euler in w",
         "sgfbias, mirror": "Euler, mirror",
         "sgfbias, mirror, predictor-corrector": "predictor-corrector, mirror",
+        "sgfbias, mirror, Runge-Kutta-Chebyshev": "Runge-Kutta-Chebyshev, mirror",
         "Diffrax in w, VirtualBrownianTree": "Euler in w",
     }
     ends = {"gamma 0.02, alpha 0.1": 100, "gamma 0.1, alpha 0.01": 40, "gamma 0.1, alpha 0.001": 40}
@@ -87,11 +89,18 @@ def strong_error(r: dict) -> str:
     for setting in settings:
         found = r[setting]
         target = r["target"].get(setting, {})
+        width = found["width_over_gamma_for_1e-3"]
         rows = [
-            (name, number(found["seconds_for_64_seeds"][name]), number(ratio), number(target[name]) if name in target else "")
+            (
+                name,
+                number(width[SCHEME_OF[name]]),
+                number(found["seconds_for_64_seeds"][name]),
+                number(ratio),
+                number(target[name]) if name in target else "",
+            )
             for name, ratio in sorted(found["times_ours"].items(), key=lambda item: -item[1])
         ]
-        parts.append(f"{setting}:\n\n" + table(("to 1e-3", "seconds, 64 seeds", "times our best", "aimed at"), rows))
+        parts.append(f"{setting}:\n\n" + table(("to 1e-3", "step / gamma", "seconds, 64 seeds", "times our best", "aimed at"), rows))
     return save(figure, "strong_error") + "\n\n" + "\n\n".join(parts)
 
 

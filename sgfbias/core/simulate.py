@@ -222,7 +222,7 @@ def _stepped(
         averages = (half - first) / (t_half - t_first + tiny), (last - half) / (t_last - t_half + tiny)
     host = numpy_for((times, stopped))
     at = host.searchsorted(segments.ends.astype(np.int32), stopped).clip(0, len(segments.ends) - 1)
-    reached = host.where(stopped >= 0, times[at], jnp.inf)
+    reached = host.where(stopped >= 0, host.asarray(times)[at], jnp.inf)
     return {
         "series": jax.tree.map(lambda v: jnp.asarray(numpy_for(v).take(v, pick, axis=axis)), values),
         "final": jax.tree.map(jnp.asarray, final),

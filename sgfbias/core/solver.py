@@ -17,8 +17,8 @@ from numpy.polynomial import chebyshev
 class _FrozenNoise(dfx.AbstractItoSolver):
     r"""Solvers that hold the noise at what it is at the start of a step, which keeps the equation Itô's, and move the drift in several passes.
 
-    Terms: one that fuses drift and noise and has a method `drift_prod(t, y, args, control)`, such as those of this package's flows; or
-    `MultiTerm(ODETerm(...), ControlTerm(...))`.
+    Terms: `MultiTerm(ODETerm(...), ControlTerm(...))`, or one that fuses drift and noise, such as those of this package's flows, and has the methods
+    `drift_and_noise(t, y, args, control)` and `drift_prod(t, y, args, control)`.
     """
 
     term_structure: ClassVar[Any] = dfx.AbstractTerm
@@ -49,8 +49,8 @@ class PredictorCorrector(_FrozenNoise):
     Itô's), with much smaller errors where the drift is stiff beside the noise: Heun's method without noise, stable to the same step, `h = 2 /`
     the largest curvature. Costs two evaluations of the drift per step.
 
-    Terms: one that fuses drift and noise and has a method `drift_prod(t, y, args, control)`, such as those of this package's flows; or
-    `MultiTerm(ODETerm(...), ControlTerm(...))`.
+    Terms: `MultiTerm(ODETerm(...), ControlTerm(...))`, or one that fuses drift and noise, such as those of this package's flows, and has the methods
+    `drift_and_noise(t, y, args, control)` and `drift_prod(t, y, args, control)`.
     """
 
     references: ClassVar[Mapping[str, str]] = {"kloeden1992": "the predictor-corrector scheme, section 15.5"}
@@ -58,11 +58,10 @@ class PredictorCorrector(_FrozenNoise):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step; no error estimate."""
         control = terms.contr(t0, t1)
-        whole = terms.vf_prod(t0, y0, args, control)
-        first = _drift(terms, t0, y0, args, control)
-        predicted = jax.tree.map(lambda y, w: y + w, y0, whole)
+        first, noise = _drift_and_noise(terms, t0, y0, args, control)
+        predicted = jax.tree.map(lambda y, a, b: y + (a + b), y0, first, noise)
         second = _drift(terms, t1, predicted, args, control)
-        y1 = jax.tree.map(lambda y, w, a, b: y + w + (b - a) / 2, y0, whole, first, second)
+        y1 = jax.tree.map(lambda y, a, b: y + (b - a) / 2, predicted, first, second)
         return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful
 
 
@@ -93,8 +92,9 @@ class RungeKuttaChebyshev(_FrozenNoise):
         """One step; no error estimate."""
         first, rows = chebyshev_tableau(self.stages)
         control = terms.contr(t0, t1)
-        whole = terms.vf_prod(t0, y0, args, control)
-        noise = jax.tree.map(lambda w, a: w - a, whole, _drift(terms, t0, y0, args, control))
+        drift, noise = _drift_and_noise(terms, t0, y0, args, control)
+        noise = jax.lax.optimization_barrier(noise)  # else its random numbers are drawn again in every stage
+        whole = jax.tree.map(lambda a, b: a + b, drift, noise)
         before, now = y0, jax.tree.map(lambda y, w: y + first * w, y0, whole)
         for row in rows:
             force = jax.tree.map(lambda a, b: a + b, _drift(terms, t1, now, args, control), noise)
@@ -135,12 +135,25 @@ def chebyshev_tableau(stages: int) -> tuple[float, tuple[_Stage, ...]]:
 
 
 def _drift(terms: Any, t: Array, y: Any, args: Any, control: Any) -> Any:
-    """The drift over a step. Diffrax wraps the terms it is given, which run forwards here."""
-    while hasattr(terms, "term"):
-        terms = terms.term
+    """The drift over a step."""
+    terms = _unwrapped(terms)
     if isinstance(terms, dfx.MultiTerm):
         return terms.terms[0].vf_prod(t, y, args, control[0])
     return terms.drift_prod(t, y, args, control)
+
+
+def _drift_and_noise(terms: Any, t: Array, y: Any, args: Any, control: Any) -> tuple[Any, Any]:
+    terms = _unwrapped(terms)
+    if isinstance(terms, dfx.MultiTerm):
+        return tuple(term.vf_prod(t, y, args, part) for term, part in zip(terms.terms, control, strict=True))
+    return terms.drift_and_noise(t, y, args, control)
+
+
+def _unwrapped(terms: Any) -> Any:
+    """Diffrax wraps the terms it is given, which run forwards here."""
+    while hasattr(terms, "term"):
+        terms = terms.term
+    return terms
 
 
 OURS = {solver.__name__: solver for solver in (PredictorCorrector, RungeKuttaChebyshev)}

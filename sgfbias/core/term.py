@@ -69,6 +69,13 @@ class FlowTerm(dfx.AbstractTerm):
         """The step without its noise."""
         return self._increment(y, eqx.tree_at(lambda s: s.dB, control, None, is_leaf=lambda x: x is None))
 
+    def drift_and_noise(self, t: Any, y: Any, args: Any, control: Stride) -> tuple[Any, Any]:
+        """Both parts of a step, whose sum it is, from one evaluation of the model."""
+        still = eqx.tree_at(lambda s: s.dB, control, None, is_leaf=lambda x: x is None)
+        evaluated = self.coordinates.linearise(y[0], self.problem.inputs)
+        drift = self._increment(y, still, evaluated)
+        return drift, (self.diffusion(y[0], control.dB, control, evaluated), jnp.zeros_like(drift[1]))
+
     # Diffrax's runge-kutta and euler steps only ask for `vf_prod`; the pair below keeps the interface whole.
     def vf(self, t, y, args):
         return y
@@ -80,11 +87,11 @@ class FlowTerm(dfx.AbstractTerm):
         """Drift per step, as a state; for step sizes and noise that do not vary."""
         return self._increment(y, self.stride(self.offset))
 
-    def _increment(self, y: Any, stride: Stride) -> Any:
+    def _increment(self, y: Any, stride: Stride, evaluated: Any = None) -> Any:
         position, _ = y
         dt, dB, step_size, noise = stride.time, stride.dB, stride.step_size, stride.noise
         problem, coordinates = self.problem, self.coordinates
-        outputs, pull = coordinates.linearise(position, problem.inputs)
+        outputs, pull = coordinates.linearise(position, problem.inputs) if evaluated is None else evaluated
         derivatives = problem.loss.derivative(outputs, problem.targets)
         cotangent = derivatives * (-dt / problem.n)
         features = None
@@ -104,9 +111,9 @@ class FlowTerm(dfx.AbstractTerm):
             step = add(step, scale(self._ito_to_stratonovich(position, stride), -dt))
         return step, jnp.mean(problem.loss(outputs, problem.targets)) * dt
 
-    def diffusion(self, position: Any, dB: Any, stride: Stride) -> Any:
+    def diffusion(self, position: Any, dB: Any, stride: Stride, evaluated: Any = None) -> Any:
         """The noise part alone: the tangent of Brownian increments `dB`."""
-        outputs, pull = self.coordinates.linearise(position, self.problem.inputs)
+        outputs, pull = self.coordinates.linearise(position, self.problem.inputs) if evaluated is None else evaluated
         derivatives = self.problem.loss.derivative(outputs, self.problem.targets)
         kick = stride.noise.root(derivatives, stride.step_size, dB)
         step = pull(jnp.zeros_like(outputs) if kick.examples is None else kick.examples)

@@ -115,6 +115,8 @@ def may_share(function: Callable, *args: Any) -> bool:
     except TypeError:  # something that has no hash
         return not _calls_out(eqx.filter_make_jaxpr(function)(*args)[0].jaxpr)
     if known is None:
+        if len(_SHARED) >= 256:
+            _SHARED.clear()
         known = _SHARED[key] = not _calls_out(eqx.filter_make_jaxpr(function)(*args)[0].jaxpr)
     return known
 
