@@ -57,7 +57,9 @@ def landed() -> dict:
 
 
 def against_scan() -> dict:
-    """`simulate` over a hand-written, vmapped `lax.scan` of the same mirror step: one tile of 64 seeds, warm, interleaved, medians."""
+    """`simulate` over a hand-written, vmapped `lax.scan` of the same mirror step with the same random numbers: one tile of 64 seeds, warm, interleaved,
+    medians.
+    """
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -65,6 +67,7 @@ def against_scan() -> dict:
 
     import sgfbias as sgf
     from sgfbias.core.brownian import BROWNIAN_STREAM
+    from sgfbias.core.counter import normals
     from sgfbias.diagonal.potential import beta_from
 
     gamma, steps, seeds = 0.05, 10_000, 64
@@ -83,7 +86,7 @@ def against_scan() -> dict:
                 c, law, integral = state
                 slopes = (X @ beta_from(start - 2 * law * squares, 4 * (c @ X)) - y) / 2
                 rate = gamma / n * jnp.mean(slopes**2)
-                dB = jax.random.normal(jax.random.fold_in(key, k), (n,), jnp.float32).astype(X.dtype) * jnp.sqrt(gamma)
+                dB = normals(key, k, (n,)).astype(X.dtype) * jnp.sqrt(gamma)
                 new = (c - slopes * (gamma / n) + jnp.sqrt(rate) * dB, law + rate * gamma, integral + jnp.mean(slopes**2) * gamma)
                 return new, None
 

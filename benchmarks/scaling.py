@@ -70,7 +70,7 @@ def scaling() -> dict:
 
     by_seeds: dict[str, dict[str, float]] = {"sgfbias": {}, "lax.scan in w": {}}
     for seeds in (16, 64, 256, 1024, 4096, 16384, 65536):
-        steps = 1000 if seeds <= 4096 else 250
+        steps = 1000
         runs = {"sgfbias": ours(problem, network, seeds, steps), "lax.scan in w": scan(seeds, steps)}
         for name, seconds in medians(runs, 3 if seeds <= 4096 else 1).items():
             by_seeds[name][str(seeds)] = seeds * steps / seconds / 1e6

@@ -26,6 +26,7 @@ class AbstractCoordinates(eqx.Module):
     features: eqx.AbstractVar[int | None]
     references: ClassVar[Mapping[str, str]] = {}  # keys of the bibliography -> what they are cited for
     curved: ClassVar[bool] = False  # whether Itô's formula adds a drift in this chart
+    shares_inputs: ClassVar[bool] = False  # whether a step of many seeds is matrix products of the inputs with all of them at once
 
     @abc.abstractmethod
     def encode(self, network: Any) -> Any:

@@ -251,7 +251,10 @@ def _closes_over_traced(network: Any, problem: Problem) -> bool:
 
 
 def _work(dynamics: AbstractDynamics, chart: AbstractCoordinates, network: Any, problem: Problem) -> int:
-    """Numbers of the state times examples per step; of a minibatch only where no pass over all examples comes with it."""
+    """Numbers of the state times examples per step; of a minibatch only where no pass over all examples comes with it. Where many seeds make better
+    use of one pass over the inputs than one does, only their memory counts: the numbers of a few vectors of weights."""
+    if chart.shares_inputs:
+        return 3 * math.prod(problem.inputs.shape[1:])
     batch = getattr(dynamics, "batch_size", None)
     rows = problem.n if batch is None or getattr(dynamics, "integral", None) != "batch" else batch
     return _numbers(eqx.filter_eval_shape(chart.encode, network)) * rows

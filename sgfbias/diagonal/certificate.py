@@ -93,7 +93,7 @@ def per_feature(value: Any, name: str, problem: SparseRegression) -> Array:
     return jnp.broadcast_to(array, (problem.d,))
 
 
-def solve_psd(H: Array, v: Array) -> Array:
+def solve_psd(H: Array, v: Array, *, refine: bool = True) -> Array:
     """Solve with a positive semi-definite matrix whose rows differ in scale and may repeat: unit diagonal, tiny ridge, one refinement.
 
     Directions below rounding are those in which beta hardly moves, so the ridge there does not change the solution.
@@ -105,5 +105,6 @@ def solve_psd(H: Array, v: Array) -> Array:
     scale = scale.reshape((-1,) + (1,) * (v.ndim - 1))
     w = v / scale
     x = jax.scipy.linalg.cho_solve(factor, w)
-    x = x + jax.scipy.linalg.cho_solve(factor, w - unit @ x)
+    if refine:
+        x = x + jax.scipy.linalg.cho_solve(factor, w - unit @ x)
     return x / scale

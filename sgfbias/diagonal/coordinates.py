@@ -46,6 +46,7 @@ def _diagonal_part(inputs: Array, diagonal: Array) -> Array:
 class _DiagonalChart(AbstractCoordinates):
     """What the three charts share: the starting network and the data."""
 
+    shares_inputs: ClassVar[bool] = True
     network: Any
     inputs: Array
     features: int | None = eqx.field(static=True)

@@ -95,6 +95,7 @@ class _DeepChart(AbstractCoordinates):
     """What both share: the start, and the law of `A_+-`."""
 
     curved: ClassVar[bool] = True
+    shares_inputs: ClassVar[bool] = True
     network: DeepDiagonalNetwork
     features: int | None = eqx.field(static=True)
 

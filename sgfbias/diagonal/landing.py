@@ -20,13 +20,15 @@ from jaxtyping import Array, Float
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
-from sgfbias.core.tiles import take_rows, tile_index, tile_map
+from sgfbias.core.tiles import tile_index, tile_map
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.certificate import Selection, solver_tolerance
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.potential import bregman, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
 from sgfbias.diagonal.selection import select_many
+
+DIGITS = 2**5
 
 
 class Landing(eqx.Module):
@@ -75,14 +77,19 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     single = runs.status.ndim == 0
     step_size = jnp.asarray(step_size, problem.dtype)
     ends = runs.final["beta"], runs.final["log_alpha"], runs.final["loss_integral"], runs.diverged
-    # In tiles, as everything that is batched over seeds, and in few programs, since many small ones cost a compilation each.
-    beta, log_alpha, offset, integral, diverged = tile_map(lambda ends: _prepare(runs.network, ends), _alone(ends) if single else ends)
-    near = _on_the_curve(problem, runs.network, step_size, integral) if is_concrete((problem, step_size, log_alpha, integral)) else None
-    here = select_many(problem, log_alpha, offset=offset, near=near)
-    shrunk, remaining, known = tile_map(lambda tile: _shrink(problem, step_size, *tile), (beta, log_alpha, here.beta, diverged))
-    there = select_many(problem, shrunk, offset=offset, near=(here.multipliers, log_alpha))  # a short way on from there
-    found = (here, log_alpha), (there, shrunk), remaining, known, diverged
-    result = tile_map(lambda found: _report(problem, correct, *found), found)
+    ends = _alone(ends) if single else ends
+    near = _on_the_curve(problem, runs.network, step_size, *ends[2:]) if is_concrete((problem, runs.network, step_size, ends)) else None
+
+    def land_tile(tile: Any) -> Landing:
+        # Few programs rather than many small ones, which cost a compilation each.
+        ends, near = tile
+        beta, log_alpha, offset, diverged = _prepare(runs.network, ends)
+        here = select_many(problem, log_alpha, offset=offset, near=near)
+        shrunk, remaining, known = _shrink(problem, step_size, beta, log_alpha, here.beta, diverged)
+        there = select_many(problem, shrunk, offset=offset, near=(here.multipliers, log_alpha))  # a short way on from there
+        return _report(problem, correct, (here, log_alpha), (there, shrunk), remaining, known, diverged)
+
+    result = tile_map(land_tile, (ends, near))
     return _first(result) if single else result
 
 
@@ -99,24 +106,32 @@ def _first(tree: Any) -> Any:
 @eqx.filter_jit
 def _prepare(network: DiagonalNetwork, ends: Any) -> Any:
     """What a tile of seeds lands from. A diverged seed solves the start's programme, so that it cannot hold up its tile, and is then marked."""
-    beta, log_alpha, integral, diverged = ends
+    beta, log_alpha, _, diverged = ends
     start, offset = (jnp.broadcast_to(leaf.astype(beta.dtype), beta.shape) for leaf in (network.log_alpha, network.offset))
     bad = diverged[:, None]
-    return jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, jnp.where(diverged, 0, integral), diverged
+    return jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged
 
 
-def _on_the_curve(problem: SparseRegression, network: DiagonalNetwork, step_size: Array, integral: Array) -> tuple[Array, Array]:
-    """Where the solver starts: multipliers and log alpha at points near the seeds' on the curve on which all seeds of one problem end.
+def _on_the_curve(problem: SparseRegression, network: DiagonalNetwork, step_size: Array, integral: Array, diverged: Array) -> Any:
+    """Where the solver starts, `(multipliers, log alpha)` of every seed: on the curve on which all seeds of one problem end.
 
-    The points are loss integrals of five binary digits, so which one a seed starts from does not depend on the others, and a few serve thousands of seeds.
+    Between two points of it whose loss integrals have five binary digits, so that where a seed starts does not depend on the others, and a few points
+    serve thousands of seeds.
     """
-    digits, exponent = np.frexp(np.asarray(integral, np.float64) if float(step_size) > 0 else np.zeros(integral.shape))
-    points, index = np.unique(np.ldexp(np.round(digits * 32) / 32, exponent), return_inverse=True)
-    laws, offsets = _laws(
-        problem, network, step_size, points[tile_index(len(points)).ravel()]
-    )  # whole tiles: another number compiles nothing new
+    S = np.where(np.asarray(diverged) | (float(step_size) == 0), 0, np.asarray(integral, np.float64))
+    digits, exponent = np.frexp(S)
+    below = np.floor(digits * DIGITS)
+    places = np.ldexp(np.stack([below, below + 1]) / DIGITS, exponent)
+    points, index = np.unique(places, return_inverse=True)
+    # Whole tiles: another number of points compiles nothing new.
+    laws, offsets = _laws(problem, network, step_size, points[tile_index(len(points)).ravel()])
     curve = select_many(problem, laws, offset=offsets)
-    return tile_map(lambda rows: take_rows((curve.multipliers, laws), rows), index.astype(np.int32))
+    return _between((curve.multipliers, laws), index.reshape(places.shape).astype(np.int32), (digits * DIGITS - below).astype(laws.dtype))
+
+
+@jax.jit
+def _between(rows: Any, index: Array, share: Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index[0]] + share[:, None] * (leaf[index[1]] - leaf[index[0]]), rows)
 
 
 @eqx.filter_jit

@@ -170,7 +170,7 @@ def _hessian(X: Array, xi: Array) -> Array:
 def far_start(X: Array, y: Array, log_alpha: Array) -> Start:
     """One uniform large alpha without offset, where the equation is almost linear."""
     tiny = jnp.finfo(X.dtype).tiny
-    nu0 = solve_psd(X @ X.T, y)
+    nu0 = solve_psd(X @ X.T, y, refine=False)
     top = jnp.max(jnp.abs(nu0 @ X))
     start = jnp.maximum(0.5 * jnp.log(jnp.maximum(top, tiny)), jnp.max(log_alpha))
     start = jnp.where(top > 10 * tiny, start, jnp.max(log_alpha))
@@ -204,7 +204,7 @@ def continuation(
         g = X @ beta - y
         H = _hessian(X, xi)
         moved = X @ (2 * beta * slope + xi * tilt)
-        both = solve_psd(H, jnp.stack([g, moved], axis=1))
+        both = solve_psd(H, jnp.stack([g, moved], axis=1), refine=False)
         return -both[:, 0], -both[:, 1], jnp.linalg.norm(g) / size
 
     zero, one, infinite = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
