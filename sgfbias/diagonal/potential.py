@@ -7,7 +7,6 @@ $\phi_\alpha(\beta) = \frac14 \sum_i [\beta_i \operatorname{arcsinh}(\beta_i / 2
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -36,7 +35,7 @@ def xi_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"]) 
     return _hyperbolic(log_alpha, u)[1]
 
 
-@functools.partial(jax.jit, inline=True)  # traced once, not at every call
+@jax.jit  # traced once, not at every call
 def _hyperbolic(log_alpha: Array, u: Array) -> tuple[Array, Array]:
     """`2 alpha^2 (sinh u, cosh u)`, each to a few units of rounding."""
     k, r = _reduce(jnp.abs(u))
