@@ -220,6 +220,10 @@ def test_from_a_solution_nearby_it_is_the_same_in_a_few_steps():
     slopes = [jax.jacobian(lambda s, f=f: f(s).beta)(jnp.asarray(-0.1)) for f in (warm, lambda s: select_many(problem, log_alpha + s))]
     np.testing.assert_allclose(*slopes, rtol=1e-8, atol=1e-10)
     assert float(jnp.max(jnp.abs(slopes[0]))) > 1e-3
+    # A start that is not near after all only takes longer.
+    lost = select_many(problem, log_alpha, near=(0 * cold.multipliers, log_alpha))
+    assert bool(jnp.all(lost.converged))
+    np.testing.assert_allclose(lost.beta, cold.beta, atol=1e-10)
 
 
 def test_landing_is_the_programme_solved_afresh_whoever_lands_beside():

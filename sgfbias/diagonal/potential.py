@@ -20,7 +20,6 @@ _UNITS = {"float64": 1.5 * 2.0**52, "float32": 1.5 * 2.0**23}
 _TERMS = {"float64": 7, "float32": 4}
 
 
-@jax.custom_jvp
 def beta_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
     """`beta = 2 alpha^2 sinh(u)`, coordinate-wise; no overflow at small alpha, no cancellation at small u.
 
@@ -29,15 +28,27 @@ def beta_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"]
     return _hyperbolic(log_alpha, u)[0]
 
 
-@jax.custom_jvp
 def xi_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:
     """`xi = w_+^2 + w_-^2 = 2 alpha^2 cosh(u) = sqrt(beta^2 + 4 alpha^4)`, coordinate-wise."""
     return _hyperbolic(log_alpha, u)[1]
 
 
-@jax.jit  # traced once, not at every call
+@jax.custom_jvp
 def _hyperbolic(log_alpha: Array, u: Array) -> tuple[Array, Array]:
     """`2 alpha^2 (sinh u, cosh u)`, each to a few units of rounding."""
+    return _evaluate(log_alpha, u)
+
+
+# |u| has no derivative at u = 0, where every run starts; the functions do, and it is each other: one evaluation serves all derivatives.
+@_hyperbolic.defjvp
+def _(primals, tangents):
+    (log_alpha, u), (dlog_alpha, du) = primals, tangents
+    beta, xi = _hyperbolic(log_alpha, u)
+    return (beta, xi), (2 * beta * dlog_alpha + xi * du, 2 * xi * dlog_alpha + beta * du)
+
+
+@jax.jit  # traced once, not at every call
+def _evaluate(log_alpha: Array, u: Array) -> tuple[Array, Array]:
     k, r = _reduce(jnp.abs(u))
     shift, rest = _reduce(2 * log_alpha)
     even, odd = _cosh_sinh(r)
@@ -69,21 +80,6 @@ def _power(k: Array) -> Array:
     whole, digits, bias = (jnp.int64, 52, 1023) if k.dtype == jnp.float64 else (jnp.int32, 23, 127)
     counted = jnp.clip(k + bias, 0, 2 * bias + 1) + _UNITS[k.dtype.name]
     return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(counted, whole) << digits, k.dtype)
-
-
-# |u| and sign(u) have no derivative at u = 0, where every run starts; the functions do, and it is each other.
-@beta_from.defjvp
-def _(primals, tangents):
-    (log_alpha, u), (dlog_alpha, du) = primals, tangents
-    beta = beta_from(log_alpha, u)
-    return beta, 2 * beta * dlog_alpha + xi_from(log_alpha, u) * du
-
-
-@xi_from.defjvp
-def _(primals, tangents):
-    (log_alpha, u), (dlog_alpha, du) = primals, tangents
-    xi = xi_from(log_alpha, u)
-    return xi, 2 * xi * dlog_alpha + beta_from(log_alpha, u) * du
 
 
 def u_from(beta: Float[Array, "*#batch d"], log_alpha: Float[Array, "*#batch d"]) -> Float[Array, "*#batch d"]:

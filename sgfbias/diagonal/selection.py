@@ -24,6 +24,7 @@ from sgfbias.diagonal.problem import SparseRegression
 
 MAX_ITERATIONS = 2000
 NEAR = 0.03  # relative error from which Newton's method is trusted to finish
+CLOSE = 0.1  # change of log alpha and offset over which it is tried without a path between
 
 
 def select(problem: SparseRegression, log_alpha: Any, *, offset: Any = 0.0, depth: int = 2, tolerance: float | None = None) -> Selection:
@@ -208,9 +209,12 @@ def continuation(
         return -both[:, 0], -both[:, 1], jnp.linalg.norm(g) / size
 
     zero, one, infinite = jnp.zeros((), dtype), jnp.ones((), dtype), jnp.full((), jnp.inf, dtype)
-    # From far away the first step that succeeds is short, whatever the end.
-    width = jnp.where(jnp.max(jnp.abs(slope)) > 1, one / 16, one)
-    path = _Path(zero, nu0, jnp.zeros_like(nu0), width, nu0, zero, infinite, nu0, infinite, jnp.int32(0), jnp.int32(0))
+    # From far away the first step that succeeds is short, whatever the end; from very near the end is tried at once.
+    way = jnp.maximum(jnp.max(jnp.abs(slope)), jnp.max(jnp.abs(tilt)))
+    width = jnp.where(way > 1, one / 16, one)
+    path = _Path(
+        zero, nu0, jnp.zeros_like(nu0), width, nu0, jnp.where(way > CLOSE, zero, one), infinite, nu0, infinite, jnp.int32(0), jnp.int32(0)
+    )
     goal = jnp.maximum(tolerance / 10, 2 * eps)
 
     def unfinished(path: _Path) -> Array:
@@ -236,6 +240,11 @@ def continuation(
         step = jnp.where(lost, (path.trial_tau - path.tau) / 4, jnp.where(onward & (path.iterations > 0), 2 * path.step, path.step))
         step = jnp.minimum(step, 1 - tau)
         predict = lost | onward
+        target = jnp.where(step >= 1 - tau, one, tau + step)
+        target = jnp.where(lost & (path.iterations == 0), zero, target)  # not as near as it seemed: the start itself first
+        # Errors e1, e2 of quadratic convergence are followed by e2^3 / e1^2: where that is far below the goal, and u is known to as many digits,
+        # nothing is left to look at.
+        sure = near & at_end & ~predicted & (100 * error**3 <= goal * path.error**2) & (40 * eps * u <= goal)
         better = near & at_end & (error < path.best_error)
         stalled = at_end & near & ~(error < 0.5 * path.best_error)
         return _Path(
@@ -244,10 +253,10 @@ def continuation(
             tangent=along,
             step=step,
             trial=jnp.where(predict, nu + step * along, refined),
-            trial_tau=jnp.where(predict, jnp.where(step >= 1 - tau, one, tau + step), path.trial_tau),
+            trial_tau=jnp.where(predict, target, path.trial_tau),
             error=jnp.where(predict, infinite, error),
-            best=jnp.where(better, path.trial, path.best),
-            best_error=jnp.where(better, error, path.best_error),
+            best=jnp.where(sure, refined, jnp.where(better, path.trial, path.best)),
+            best_error=jnp.where(sure, goal, jnp.where(better, error, path.best_error)),
             stale=path.stale + stalled.astype(jnp.int32),
             iterations=path.iterations + 1,
         )
