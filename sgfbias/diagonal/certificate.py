@@ -62,7 +62,7 @@ def solver_tolerance(tolerance: float | None, dtype: Any) -> float:
 
 
 def certificate(
-    X: Array, y: Array, beta: Array, nu: Array, slope: Array, values: tuple[Array, Array, Array], iterations: Array, tolerance: float
+    X: Array, y: Array, beta: Array, nu: Array, slope: Array, values: tuple[Array, Array, Array], iterations: Array, tolerance: Any
 ) -> Selection:
     """The evidence for a solution: `slope` must lie in the row space of X; `values` are primal, dual and the scale of their difference."""
     tiny = jnp.finfo(X.dtype).tiny

@@ -125,7 +125,7 @@ def _on_the_curve(problem: SparseRegression, network: DiagonalNetwork, step_size
     points, index = np.unique(places, return_inverse=True)
     # Whole tiles: another number of points compiles nothing new.
     laws, offsets = _laws(problem, network, step_size, points[tile_index(len(points)).ravel()])
-    curve = select_many(problem, laws, offset=offsets)
+    curve = select_many(problem, laws, offset=offsets, tolerance=1e-5)  # to start from
     return _between((curve.multipliers, laws), index.reshape(places.shape).astype(np.int32), (digits * DIGITS - below).astype(laws.dtype))
 
 

@@ -65,12 +65,13 @@ def select_many(
     offset: Array | None = None,
     targets: Array | None = None,
     near: tuple[Array, Array] | None = None,
+    tolerance: float | None = None,
 ) -> Selection:
     """`select` for many seeds at once, in tiles: fields gain a leading axis, and a seed's result does not depend on the others.
 
     **Arguments:** `log_alpha` (seeds, d); `offset` (seeds, d), default 0; `targets` (seeds, n), default the problem's for every seed. With
     `targets = X beta_t` the solution is the minimiser on the fibre of beta_t, where theory says a run is at any finite time. `near`: multipliers
-    (seeds, n) and the log_alpha (seeds, d) they are close for, to start from instead of a large alpha; with the same offset and targets.
+    (seeds, n) and the log_alpha (seeds, d) they are close for, to start from instead of a large alpha; with the same offset and targets. `tolerance`: as in `select`.
 
     **Raises:** `ValueError` as `select`; `targets` are taken to be in the range of X.
     """
@@ -78,13 +79,13 @@ def select_many(
     offset = jnp.zeros_like(log_alpha) if offset is None else offset
     if targets is None:
         targets = numpy_for(problem.y).broadcast_to(problem.y, (log_alpha.shape[0], problem.n))
-    tolerance = solver_tolerance(None, problem.dtype)
+    accuracy = np.asarray(solver_tolerance(tolerance, problem.dtype), problem.dtype)  # an array: another one compiles nothing new
 
     def select_tile(tile: Any) -> Selection:
         targets, log_alpha, offset, near = tile
         # Two programs, of which the second, slow to compile, is the same wherever it starts.
         start = _far_tile(problem.X, targets, log_alpha) if near is None else (*near, offset)
-        return _select_tile(problem.X, targets, log_alpha, offset, start, tolerance)
+        return _select_tile(problem.X, targets, log_alpha, offset, start, accuracy)
 
     return tile_map(select_tile, (targets, log_alpha, offset, near))
 
@@ -104,14 +105,14 @@ def _far_tile(X: Array, targets: Array, log_alpha: Array) -> Start:
 
 
 @eqx.filter_jit
-def _select_tile(X: Array, targets: Array, log_alpha: Array, offset: Array, start: Start, tolerance: float) -> Selection:
+def _select_tile(X: Array, targets: Array, log_alpha: Array, offset: Array, start: Start, tolerance: Array) -> Selection:
     def one(y: Array, log_alpha: Array, offset: Array, start: Start) -> Selection:
         return certify(X, y, log_alpha, offset, *_dual(X, y, log_alpha, offset, tolerance, start), tolerance)
 
     return jax.vmap(one)(targets, log_alpha, offset, start)
 
 
-def certify(X: Array, y: Array, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: float) -> Selection:
+def certify(X: Array, y: Array, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: Any) -> Selection:
     """The solution of multipliers `nu`, with its certificate computed from beta, not from nu."""
     u = 4 * (nu @ X) + offset
     beta = beta_from(log_alpha, u)
@@ -140,23 +141,23 @@ class _Path(NamedTuple):
     iterations: Array
 
 
-def _dual(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: float, start: Start) -> tuple[Array, Array]:
+def _dual(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: Any, start: Start) -> tuple[Array, Array]:
     """Multipliers (n,) and the number of Newton steps, differentiable by the implicit function theorem."""
 
     @jax.custom_jvp
-    def solve(X: Array, y: Array, log_alpha: Array, offset: Array, start: Start) -> tuple[Array, Array]:
+    def solve(X: Array, y: Array, log_alpha: Array, offset: Array, start: Start, tolerance: Any) -> tuple[Array, Array]:
         nu, count = continuation(X, y, start[0], start[1:], (log_alpha, offset), tolerance)
         return nu, count.astype(nu.dtype)
 
     @solve.defjvp
     def _(primals, tangents):
         nu, count = solve(*primals)
-        X, _, log_alpha, offset, _ = primals
+        X, _, log_alpha, offset, *_ = primals
         _, moved = jax.jvp(lambda *p: _residual(nu, *p), primals[:4], tangents[:4])
         H = _hessian(X, xi_from(log_alpha, 4 * (nu @ X) + offset))
         return (nu, count), (-solve_psd(H, moved), jnp.zeros_like(count))
 
-    nu, count = solve(X, y, log_alpha, offset, jax.lax.stop_gradient(start))
+    nu, count = solve(X, y, log_alpha, offset, jax.lax.stop_gradient(start), jnp.asarray(tolerance, X.dtype))
     return nu, jax.lax.stop_gradient(count).astype(jnp.int32)
 
 
@@ -179,7 +180,7 @@ def far_start(X: Array, y: Array, log_alpha: Array) -> Start:
 
 
 def continuation(
-    X: Array, y: Array, nu: Array, start: tuple[Array, Array], end: tuple[Array, Array], tolerance: float
+    X: Array, y: Array, nu: Array, start: tuple[Array, Array], end: tuple[Array, Array], tolerance: Any
 ) -> tuple[Array, Array]:
     """Newton's method along a path of problems, `(log alpha, offset)` going straight from `start`, where `nu` is close, to `end`.
 
