@@ -29,14 +29,17 @@ def experiment(keys, *, a):
     return {"x": helper(words(keys)) * a}
 
 
+# Of the module: what an experiment closes over is part of its code, and a barrier at which somebody waits is not what it was before.
+BARRIER, MET = threading.Barrier(2), threading.local()
+
+
 def test_processes_that_disagree_on_the_variables_do_not_decode_each_other(tmp_path):
     """Whole numbers in some cells and fractions in others, two shares that probe at once: the first says what `x` is, the other cells fail."""
-    barrier, first = threading.Barrier(2), threading.local()
 
     def mixed(keys, *, a):
-        if not getattr(first, "met", False):
-            first.met = True
-            barrier.wait(timeout=30)
+        if not getattr(MET, "yes", False):
+            MET.yes = True
+            BARRIER.wait(timeout=30)
         return {"x": np.full(len(keys), int(a) if a in (0, 2) else a)}
 
     def run(k):
