@@ -9,7 +9,7 @@ Used once as a correction of log alpha it brings the landed solution 10 to 60 ti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,16 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sgfbias.core.checks import is_concrete
+from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
 from sgfbias.core.tiles import tile_index, tile_map
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.certificate import Selection, solver_tolerance
 from sgfbias.diagonal.network import DiagonalNetwork
-from sgfbias.diagonal.potential import bregman, u_from, xi_from
+from sgfbias.diagonal.potential import beta_from, bregman, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import select_many
+from sgfbias.diagonal.selection import CLOSE, certify, solve_tile
 
 DIGITS = 2**5
 
@@ -79,18 +79,41 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     ends = runs.final["beta"], runs.final["log_alpha"], runs.final["loss_integral"], runs.diverged
     ends = _alone(ends) if single else ends
     near = _on_the_curve(problem, runs.network, step_size, *ends[2:]) if is_concrete((problem, runs.network, step_size, ends)) else None
+    tolerance = np.asarray(solver_tolerance(None, problem.dtype), problem.dtype)
 
     def land_tile(tile: Any) -> Landing:
         # Few programs rather than many small ones, which cost a compilation each.
         ends, near = tile
-        beta, log_alpha, offset, diverged = _prepare(runs.network, ends)
-        here = select_many(problem, log_alpha, offset=offset, near=near)
-        shrunk, remaining, known = _shrink(problem, step_size, beta, log_alpha, here.beta, diverged)
-        there = select_many(problem, shrunk, offset=offset, near=(here.multipliers, log_alpha))  # a short way on from there
-        return _report(problem, correct, (here, log_alpha), (there, shrunk), remaining, known, diverged)
+        run = _prepare(runs.network, ends)
+        targets = _targets(problem, run.beta)
+        nu, count = solve_tile(problem.X, targets, run.log_alpha, run.offset, near and near[:2], tolerance)
+        here = run.log_alpha, nu, count
+        rest = _remaining_tile(problem, step_size, run, nu, near and near[2], tolerance)
+        there = rest.log_alpha, *solve_tile(problem.X, targets, rest.log_alpha, run.offset, rest.near, tolerance)
+        return _report(problem, correct, here, there, run, rest, tolerance)
 
     result = tile_map(land_tile, (ends, near))
     return _first(result) if single else result
+
+
+class _Run(NamedTuple):
+    """Where the seeds of a tile are."""
+
+    beta: Array
+    log_alpha: Array
+    offset: Array
+    diverged: Array
+
+
+class _Rest(NamedTuple):
+    """What is still to come: the expected loss integral, the log alpha it leads to, and from where to solve for its solution."""
+
+    beta: Array  # the solution without it
+    solved: Array
+    remaining: Array
+    known: Array  # whether there is such an expectation
+    log_alpha: Array
+    near: tuple[Array, Array]
 
 
 @jax.jit
@@ -103,17 +126,21 @@ def _first(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
+def _targets(problem: SparseRegression, rows: Array) -> Any:
+    return numpy_for(problem.y).broadcast_to(problem.y, (rows.shape[0], problem.n))
+
+
 @eqx.filter_jit
-def _prepare(network: DiagonalNetwork, ends: Any) -> Any:
+def _prepare(network: DiagonalNetwork, ends: Any) -> _Run:
     """What a tile of seeds lands from. A diverged seed solves the start's programme, so that it cannot hold up its tile, and is then marked."""
     beta, log_alpha, _, diverged = ends
     start, offset = (jnp.broadcast_to(leaf.astype(beta.dtype), beta.shape) for leaf in (network.log_alpha, network.offset))
     bad = diverged[:, None]
-    return jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged
+    return _Run(jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged)
 
 
 def _on_the_curve(problem: SparseRegression, network: DiagonalNetwork, step_size: Array, integral: Array, diverged: Array) -> Any:
-    """Where the solver starts, `(multipliers, log alpha)` of every seed: on the curve on which all seeds of one problem end.
+    """Where the solver starts, `(multipliers, log alpha, slope of the multipliers)` of every seed: on the curve on which all seeds of one problem end.
 
     Between two points of it whose loss integrals have five binary digits, so that where a seed starts does not depend on the others, and a few points
     serve thousands of seeds.
@@ -125,13 +152,17 @@ def _on_the_curve(problem: SparseRegression, network: DiagonalNetwork, step_size
     points, index = np.unique(places, return_inverse=True)
     # Whole tiles: another number of points compiles nothing new.
     laws, offsets = _laws(problem, network, step_size, points[tile_index(len(points)).ravel()])
-    curve = select_many(problem, laws, offset=offsets, tolerance=1e-5)  # to start from
-    return _between((curve.multipliers, laws), index.reshape(places.shape).astype(np.int32), (digits * DIGITS - below).astype(laws.dtype))
+    accuracy = np.asarray(1e-5, problem.dtype)  # to start from
+    nu, _ = tile_map(lambda tile: solve_tile(problem.X, _targets(problem, tile[0]), *tile, None, accuracy), (laws, offsets))
+    share = (digits * DIGITS - below).astype(laws.dtype)
+    return _between((nu, laws), places.astype(laws.dtype), index.reshape(places.shape).astype(np.int32), share)
 
 
 @jax.jit
-def _between(rows: Any, index: Array, share: Array) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index[0]] + share[:, None] * (leaf[index[1]] - leaf[index[0]]), rows)
+def _between(rows: Any, places: Array, index: Array, share: Array) -> Any:
+    below, above = (jax.tree.map(lambda leaf: leaf[row], rows) for row in index)
+    multipliers, laws = jax.tree.map(lambda a, b: a + share[:, None] * (b - a), below, above)
+    return multipliers, laws, (above[0] - below[0]) / (places[1] - places[0])[:, None]
 
 
 @eqx.filter_jit
@@ -142,28 +173,44 @@ def _laws(problem: SparseRegression, network: DiagonalNetwork, step_size: Array,
 
 
 @eqx.filter_jit
-def _shrink(problem: SparseRegression, step_size: Array, beta: Array, log_alpha: Array, landed: Array, diverged: Array) -> Any:
-    """`(log alpha at the limit, expected loss integral until then, whether there is such an expectation)` of a tile of seeds."""
+def _remaining_tile(problem: SparseRegression, step_size: Array, run: _Run, nu: Array, slope: Array | None, tolerance: Any) -> _Rest:
+    """The rest of the runs of a tile whose log alpha now selects the solutions of multipliers `nu`; `slope`: of nu in the loss integral, if known."""
     pace = step_size * problem.pace
-    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, pace, beta, log_alpha, landed)
-    known = (margin > 0) & ~diverged
-    return log_alpha - 2 * pace * problem.h[None] * jnp.where(known, remaining, 0)[:, None], remaining, known
+    landed = beta_from(run.log_alpha, 4 * (nu @ problem.X) + run.offset)
+    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, pace, run.beta, run.log_alpha, landed)
+    known = (margin > 0) & ~run.diverged
+    expected = jnp.where(known, remaining, 0)[:, None]
+    log_alpha = run.log_alpha - 2 * pace * problem.h[None] * expected
+    near = nu, run.log_alpha
+    if slope is not None:  # a short way along the curve, else the solver goes it
+        short = jnp.max(jnp.abs(log_alpha - run.log_alpha), axis=1, keepdims=True) <= CLOSE
+        near = jnp.where(short, nu + slope * expected, nu), jnp.where(short, log_alpha, run.log_alpha)
+    feasibility = jnp.linalg.norm(landed @ problem.X.T - problem.y, axis=1) / jnp.maximum(
+        jnp.linalg.norm(problem.y), jnp.finfo(nu.dtype).tiny
+    )
+    return _Rest(landed, feasibility <= tolerance, remaining, known, log_alpha, near)
 
 
 @eqx.filter_jit
-def _report(problem: SparseRegression, correct: bool, before: Any, after: Any, remaining: Array, known: Array, diverged: Array) -> Landing:
-    (here, _), (there, _), bad = before, after, diverged[:, None]
+def _report(problem: SparseRegression, correct: bool, here: Any, there: Any, run: _Run, rest: _Rest, tolerance: Any) -> Landing:
+    def certified(end: Any) -> Selection:
+        log_alpha, nu, count = end
+        solve = jax.vmap(certify, in_axes=(None, None, 0, 0, 0, 0, None))
+        return solve(problem.X, problem.y, log_alpha, run.offset, nu, count, tolerance)
+
+    ahead = certified(there)
     # No estimate is better than what the solver was asked for, and none is given where it failed.
-    floor = 10 * solver_tolerance(None, problem.dtype) * jnp.linalg.norm(here.beta, axis=1)
-    shift = jnp.linalg.norm(there.beta - here.beta, axis=1) + floor
-    solved = here.converged & there.converged
-    chosen, final = after if correct else before
+    floor = 10 * tolerance * jnp.linalg.norm(rest.beta, axis=1)
+    shift = jnp.linalg.norm(ahead.beta - rest.beta, axis=1) + floor
+    solved = rest.solved & ahead.converged
+    chosen, final = (ahead, there[0]) if correct else (certified(here), here[0])
+    bad = run.diverged[:, None]
     chosen = eqx.tree_at(lambda s: s.beta, chosen, jnp.where(bad, jnp.nan, chosen.beta))
     return Landing(
         beta=chosen.beta,
         log_alpha=jnp.where(bad, jnp.nan, final),
-        error=jnp.where(known & solved, shift if correct else 2 * shift, jnp.inf),
-        remaining=jnp.where(known, remaining, jnp.inf),
+        error=jnp.where(rest.known & solved, shift if correct else 2 * shift, jnp.inf),
+        remaining=jnp.where(rest.known, rest.remaining, jnp.inf),
         validation_error=jax.vmap(problem.validation_error)(chosen.beta) if problem.measures_validation else None,
         selection=chosen,
     )

@@ -83,11 +83,17 @@ def select_many(
 
     def select_tile(tile: Any) -> Selection:
         targets, log_alpha, offset, near = tile
-        # Two programs, of which the second, slow to compile, is the same wherever it starts.
-        start = _far_tile(problem.X, targets, log_alpha) if near is None else (*near, offset)
-        return _select_tile(problem.X, targets, log_alpha, offset, start, accuracy)
+        nu, iterations = solve_tile(problem.X, targets, log_alpha, offset, near, accuracy)
+        return _certify_tile(problem.X, targets, log_alpha, offset, nu, iterations, accuracy)
 
     return tile_map(select_tile, (targets, log_alpha, offset, near))
+
+
+def solve_tile(X: Array, targets: Any, log_alpha: Array, offset: Array, near: Any, tolerance: Any) -> tuple[Array, Array]:
+    """Multipliers (seeds, n) of a tile and their Newton steps, without a certificate."""
+    # Two programs, of which the second, slow to compile, is the same wherever it starts.
+    start = _far_tile(X, targets, log_alpha) if near is None else (*near, offset)
+    return _solve_tile(X, targets, log_alpha, offset, start, tolerance)
 
 
 Start = tuple[Array, Array, Array]  # multipliers, and the log alpha and offset that they are close for
@@ -104,12 +110,17 @@ def _far_tile(X: Array, targets: Array, log_alpha: Array) -> Start:
     return jax.vmap(far_start, in_axes=(None, 0, 0))(X, targets, log_alpha)
 
 
-@eqx.filter_jit
-def _select_tile(X: Array, targets: Array, log_alpha: Array, offset: Array, start: Start, tolerance: Array) -> Selection:
-    def one(y: Array, log_alpha: Array, offset: Array, start: Start) -> Selection:
-        return certify(X, y, log_alpha, offset, *_dual(X, y, log_alpha, offset, tolerance, start), tolerance)
+@jax.jit
+def _solve_tile(X: Array, targets: Any, log_alpha: Array, offset: Array, start: Start, tolerance: Any) -> tuple[Array, Array]:
+    def one(y: Array, log_alpha: Array, offset: Array, start: Start) -> tuple[Array, Array]:
+        return _dual(X, y, log_alpha, offset, tolerance, start)
 
     return jax.vmap(one)(targets, log_alpha, offset, start)
+
+
+@jax.jit
+def _certify_tile(X: Array, targets: Any, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: Any) -> Selection:
+    return jax.vmap(certify, in_axes=(None, 0, 0, 0, 0, 0, None))(X, targets, log_alpha, offset, nu, iterations, tolerance)
 
 
 def certify(X: Array, y: Array, log_alpha: Array, offset: Array, nu: Array, iterations: Array, tolerance: Any) -> Selection:
