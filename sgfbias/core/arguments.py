@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from sgfbias.core.checks import check_positive, is_concrete
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock, UntilTime
+from sgfbias.core.traced import shapes_of
 
 DEFAULT_TOLERANCE = 1e-14
 
@@ -26,7 +26,7 @@ def check_model(network: Any, problem: Problem) -> None:
     **Raises:** `ValueError` with what does not.
     """
     try:
-        outputs = eqx.filter_eval_shape(problem.outputs, network)
+        outputs = shapes_of(problem.outputs, network)
     except (TypeError, ValueError, RuntimeError) as error:  # the last: dropout without a key
         raise ValueError(
             f"the model {type(network).__name__} cannot be evaluated on one example of shape {problem.inputs.shape[1:]} "

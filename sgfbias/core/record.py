@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.network import declares
+from sgfbias.core.traced import shapes_of
 
 BUILT_IN = ("loss", "loss_integral")
 CHECK_EVERY = 1024  # steps between looks at the stopping tolerance, besides the recorded times
@@ -52,7 +52,7 @@ def choose_observables(record: Record, network: Any, problem: Any) -> tuple[dict
     """`(series, finals)`: functions of the network to record at every time, and at the end."""
     declared = declared_observables(network, problem)
     if record.observables is None:
-        values = eqx.filter_eval_shape(lambda network: {name: f(network) for name, f in declared.items()}, network)
+        values = shapes_of(_values, declared, network)
         return {name: f for name, f in declared.items() if values[name].shape == ()}, declared
     asked = record.observables if isinstance(record.observables, Mapping) else dict.fromkeys(record.observables)
     series: dict[str, Callable] = {}
@@ -67,6 +67,10 @@ def choose_observables(record: Record, network: Any, problem: Any) -> tuple[dict
             raise ValueError(f"observable {name!r} must be a function of the network, but is {type(function).__name__}")
         series[name] = function
     return series, {**declared, **series}
+
+
+def _values(functions: Mapping[str, Callable], network: Any) -> dict[str, Any]:
+    return {name: f(network) for name, f in functions.items()}
 
 
 def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:

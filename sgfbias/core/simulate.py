@@ -27,6 +27,7 @@ from sgfbias.core.progress import Reporter, reporter
 from sgfbias.core.record import as_record, choose_observables, cut, step_grid
 from sgfbias.core.schedule import Clock, value_at
 from sgfbias.core.tiles import groups_of, take_rows, tile_index, tile_size
+from sgfbias.core.traced import remembered, shapes_of
 from sgfbias.core.trajectory import Trajectory, classify
 
 
@@ -100,7 +101,7 @@ def simulate(
     if declares_itself:
         check_model(network, problem)
     if solver is None:
-        solver = dynamics.default_solver(problem.dtype, _numbers(eqx.filter_eval_shape(chart.encode, network)))
+        solver = dynamics.default_solver(problem.dtype, _numbers(shapes_of(chart.encode, network)))
     name = str(coordinates or getattr(chart, "name", "weights"))
     least = problem.least_loss(network)
     tolerance = converged_below(problem, least, stop)
@@ -246,8 +247,11 @@ def _schedules_at_0(dynamics: Any, problem: Problem) -> Any:
 
 def _closes_over_traced(network: Any, problem: Problem) -> bool:
     """Whether the model or the loss, functions that they are, have closed over what is being differentiated."""
-    jaxpr = eqx.filter_make_jaxpr(problem.risk)(network)[0]
-    return not is_concrete(jaxpr.consts)
+    return not remembered(_constants_known, problem.risk, network)
+
+
+def _constants_known(function: Any, network: Any) -> bool:
+    return is_concrete(eqx.filter_make_jaxpr(function)(network)[0].consts)
 
 
 def _work(dynamics: AbstractDynamics, chart: AbstractCoordinates, network: Any, problem: Problem) -> int:
@@ -257,7 +261,7 @@ def _work(dynamics: AbstractDynamics, chart: AbstractCoordinates, network: Any, 
         return 3 * math.prod(problem.inputs.shape[1:])
     batch = getattr(dynamics, "batch_size", None)
     rows = problem.n if batch is None or getattr(dynamics, "integral", None) != "batch" else batch
-    return _numbers(eqx.filter_eval_shape(chart.encode, network)) * rows
+    return _numbers(shapes_of(chart.encode, network)) * rows
 
 
 def _numbers(tree: Any) -> int:

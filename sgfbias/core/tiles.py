@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete
+from sgfbias.core.traced import remembered
 
 # Measured on two cores, 64 per tile and one tile per core is within a fifth of the best of 64 to 512.
 TILE = {"cpu": 64, "gpu": 4096, "tpu": 4096}
@@ -101,24 +102,13 @@ _CALLS_OUT = {
 }  # fmt: skip
 
 
-_SHARED: dict[Any, bool] = {}  # tracing a step takes longer than many a run
-
-
 def may_share(function: Callable, *args: Any) -> bool:
     """Whether two threads may run this traceable function at once: it calls nothing outside XLA."""
-    arrays, rest = eqx.partition((function, args), eqx.is_array)
-    leaves, structure = jax.tree.flatten(rest)
-    shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays))
-    key = structure, tuple(leaves), shapes
-    try:
-        known = _SHARED.get(key)
-    except TypeError:  # something that has no hash
-        return not _calls_out(eqx.filter_make_jaxpr(function)(*args)[0].jaxpr)
-    if known is None:
-        if len(_SHARED) >= 256:
-            _SHARED.clear()
-        known = _SHARED[key] = not _calls_out(eqx.filter_make_jaxpr(function)(*args)[0].jaxpr)
-    return known
+    return remembered(_shareable, function, *args)
+
+
+def _shareable(function: Callable, *args: Any) -> bool:
+    return not _calls_out(eqx.filter_make_jaxpr(function)(*args)[0].jaxpr)
 
 
 def _calls_out(jaxpr: Any) -> bool:

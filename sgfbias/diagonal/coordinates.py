@@ -22,8 +22,19 @@ from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.coordinates import AbstractCoordinates, modified_drift
-from sgfbias.core.noise import Covariance
+from sgfbias.core.noise import AbstractNoise, Covariance
+from sgfbias.core.traced import shapes_of
 from sgfbias.diagonal.potential import beta_from, xi_from
+
+
+def covariance_shapes(noise: AbstractNoise, problem: Any) -> Covariance:
+    """Shapes of the parts of a noise's covariance on these data; None for the parts it does not have."""
+    derivatives, step = jax.ShapeDtypeStruct((problem.n,), problem.dtype), jax.ShapeDtypeStruct((), problem.dtype)
+    return shapes_of(_covariance, noise, derivatives, step)
+
+
+def _covariance(noise: AbstractNoise, derivatives: Array, step: Array) -> Covariance:
+    return noise.at(jnp.int32(0)).covariance(derivatives, step)
 
 
 def quadratic_variation(inputs: Array, covariance: Covariance) -> Array:
@@ -182,9 +193,7 @@ class Mirror(_DiagonalChart):
 
     def __init__(self, network: Any, problem: Any, dynamics: Any):
         super().__init__(network, problem, dynamics)
-        derivatives = jax.ShapeDtypeStruct((problem.n,), problem.dtype)
-        step = jax.ShapeDtypeStruct((), problem.dtype)
-        shapes = jax.eval_shape(lambda slopes, gamma: dynamics.noise.at(jnp.int32(0)).covariance(slopes, gamma), derivatives, step)
+        shapes = covariance_shapes(dynamics.noise, problem)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, problem.dtype), shapes)
         along_features = jnp.zeros(network.d, problem.dtype)
         self.template = eqx.tree_at(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sgfbias.core.coordinates import AbstractCoordinates, modified_drift
-from sgfbias.diagonal.coordinates import quadratic_variation
+from sgfbias.diagonal.coordinates import covariance_shapes, quadratic_variation
 from sgfbias.diagonal.initial import check_features, initial_log_alpha, positive_weights
 from sgfbias.diagonal.linear import AbstractLinearNetwork
 
@@ -143,9 +143,7 @@ class DeepMirror(_DeepChart):
     def __init__(self, network: DeepDiagonalNetwork, problem: Any, dynamics: Any):
         super().__init__(network, problem, dynamics)
         self.data = problem.inputs
-        slopes, step = jax.ShapeDtypeStruct((problem.n,), problem.dtype), jax.ShapeDtypeStruct((), problem.dtype)
-        law = jax.eval_shape(lambda l, gamma: dynamics.noise.at(jnp.int32(0)).covariance(l, gamma), slopes, step)
-        self.isotropic = law.features is not None
+        self.isotropic = covariance_shapes(dynamics.noise, problem).features is not None
 
     def encode(self, network):
         zero = jnp.zeros_like(self.network.plus)
