@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import sgfbias as sgf
 from sgfbias.core.trajectory import Status
+from sgfbias.diagonal import common_curve
 from sgfbias.diagonal.potential import potential, u_from
 from sgfbias.diagonal.selection import select_many
 
@@ -227,7 +228,7 @@ def test_from_a_solution_nearby_it_is_the_same_in_a_few_steps():
 
 
 def test_landing_is_the_programme_solved_afresh_whoever_lands_beside():
-    """Seeds start from points on their common curve: a few Newton steps instead of a whole continuation, to the same solution, and to the last digit
+    """Seeds start from points on their common curve: a few cheap steps instead of a whole continuation, to the same solution, and to the last digit
     the same one alone, in other company, and beside a seed that is lost."""
     problem, net = small_problem(), network(0.05)
     runs = sgf.simulate(sgf.StochasticGradientFlow(0.05), net, problem, keys=sgf.seeds(0, 70), steps=100, record=sgf.Record(times=2))
@@ -250,3 +251,40 @@ def test_landing_is_the_programme_solved_afresh_whoever_lands_beside():
     assert bool(jnp.isnan(beside.beta[1]).all())
     assert bool(jnp.isinf(beside.error[1]))
     np.testing.assert_array_equal(beside.beta[0], whole.beta[66])
+
+
+def test_near_its_point_of_the_curve_an_inverse_solves_and_far_from_it_says_so():
+    """Simplified Newton: with the Hessian of a neighbouring point the error falls by the relative change of the Hessian a step; with one of another
+    alpha it falls slowly or not at all, which is told, never passed off as a solution."""
+    problem, net = small_problem(), network(0.05)
+    points, place = common_curve.places(problem, net, jnp.asarray(0.05), np.array([3.0, 3.07]), 1e-12)
+    laws = jnp.log(0.05) - 2 * 0.05 * problem.h * jnp.array([[3.0], [3.07]])
+    nu, _, inverse = place.start(points)
+    found, steps, solved = common_curve.solve_nearby(problem, laws, 0 * laws, nu, inverse, 1e-12)
+    assert bool(solved.all())
+    assert int(steps.max()) <= 8
+    for k in range(2):
+        np.testing.assert_allclose(found[k], sgf.select(problem, laws[k]).multipliers, rtol=1e-10)
+    # Elsewhere: the inverse at alpha = 1 asked for a solution at 1e-3. Each seed is judged alone.
+    other, elsewhere = common_curve.places(problem, network(1.0), jnp.asarray(0.05), np.array([3.0, 3.0]), 1e-12)
+    wrong, _, far = elsewhere.start(other)
+    mixed = [jnp.stack([a[0], b[1]]) for a, b in ((nu, wrong), (inverse, far), (laws, jnp.log(1e-3) + 0 * laws))]
+    again, _, judged = common_curve.solve_nearby(problem, mixed[2], 0 * laws, *mixed[:2], 1e-12)
+    assert judged.tolist() == [True, False]
+    np.testing.assert_array_equal(again[0], found[0])
+
+
+def test_seeds_off_the_points_of_their_curve_are_landed_by_themselves(monkeypatch):
+    """Where simplified Newton steps do not arrive, here because none are allowed, a seed goes the whole way, to the same solution."""
+    problem, net = small_problem(), network(0.05)
+    runs = sgf.simulate(sgf.StochasticGradientFlow(0.05), net, problem, keys=sgf.seeds(0, 5), steps=100, record=sgf.Record(times=2))
+    near = sgf.land(runs)
+    monkeypatch.setattr(common_curve, "MAX_STEPS", 0)
+    jax.clear_caches()
+    far = sgf.land(runs)
+    jax.clear_caches()
+    assert int(near.selection.iterations.max()) > 0
+    assert bool(jnp.all(far.selection.converged))
+    assert float(jnp.max(jnp.abs(far.beta - near.beta))) > 0  # another way
+    np.testing.assert_allclose(far.beta, near.beta, atol=1e-11)
+    np.testing.assert_allclose(far.error, near.error, rtol=1e-6)

@@ -16,7 +16,7 @@ from sgfbias.core.schedule import as_number
 from sgfbias.diagonal.certificate import per_feature, solve_psd, solver_tolerance
 from sgfbias.diagonal.potential import beta_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import _dual, _hessian, continuation, far_start
+from sgfbias.diagonal.selection import _dual, continuation, far_start, hessian
 
 
 class SolutionCurve(eqx.Module):
@@ -76,7 +76,7 @@ def _trace(problem: SparseRegression, start: Array, rate: Array, S: Array) -> So
     def point(nu: Array, log_alpha: Array) -> tuple[Array, Array]:
         u = 4 * (nu @ X)
         beta, xi = beta_from(log_alpha, u), xi_from(log_alpha, u)
-        moved = -solve_psd(_hessian(X, xi), X @ (2 * beta * rate))
+        moved = -solve_psd(hessian(X, xi), X @ (2 * beta * rate))
         return beta, 2 * beta * rate + 4 * xi * (moved @ X)
 
     def onward(carry: tuple[Array, Array], integral: Array) -> Any:

@@ -20,15 +20,14 @@ from jaxtyping import Array, Float
 from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
-from sgfbias.core.tiles import tile_index, tile_map
+from sgfbias.core.tiles import TILE, tile_map
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.certificate import Selection, solver_tolerance
+from sgfbias.diagonal.common_curve import MAX_NUMBERS, Points, places, solve_nearby
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.potential import beta_from, bregman, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.selection import CLOSE, certify, solve_tile
-
-DIGITS = 2**5
+from sgfbias.diagonal.selection import certify, solve_tile
 
 
 class Landing(eqx.Module):
@@ -78,21 +77,24 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     step_size = jnp.asarray(step_size, problem.dtype)
     ends = runs.final["beta"], runs.final["log_alpha"], runs.final["loss_integral"], runs.diverged
     ends = _alone(ends) if single else ends
-    near = _on_the_curve(problem, runs.network, step_size, *ends[2:]) if is_concrete((problem, runs.network, step_size, ends)) else None
     tolerance = np.asarray(solver_tolerance(None, problem.dtype), problem.dtype)
 
-    def land_tile(tile: Any) -> Landing:
-        # Few programs rather than many small ones, which cost a compilation each.
-        ends, near = tile
-        run = _prepare(runs.network, ends)
-        targets = _targets(problem, run.beta)
-        nu, count = solve_tile(problem.X, targets, run.log_alpha, run.offset, near and near[:2], tolerance)
-        here = run.log_alpha, nu, count
-        rest = _remaining_tile(problem, step_size, run, nu, near and near[2], tolerance)
-        there = rest.log_alpha, *solve_tile(problem.X, targets, rest.log_alpha, run.offset, rest.near, tolerance)
-        return _report(problem, correct, here, there, run, rest, tolerance)
+    def one_by_one(ends: Any) -> Landing:
+        return tile_map(lambda tile: _far_tile(problem, runs.network, step_size, correct, tile, tolerance), ends)
 
-    result = tile_map(land_tile, (ends, near))
+    seeds_at_once = TILE.get(jax.default_backend(), 64)
+    if is_concrete((problem, runs.network, step_size, ends)) and seeds_at_once * problem.n**2 <= MAX_NUMBERS:
+        S = np.where(np.asarray(ends[3]) | (float(step_size) == 0), 0, np.asarray(ends[2]))
+        points, place = places(problem, runs.network, step_size, S, tolerance)
+        result, solved = tile_map(
+            lambda tile: _near_tile(problem, runs.network, step_size, correct, points, tile, tolerance), (ends, place)
+        )
+        lost = np.flatnonzero(~np.asarray(solved))
+        if len(lost):
+            afresh = one_by_one(jax.tree.map(lambda leaf: leaf[lost], ends))
+            result = jax.tree.map(lambda all, some: all.at[lost].set(some), result, afresh)
+    else:
+        result = one_by_one(ends)
     return _first(result) if single else result
 
 
@@ -106,14 +108,13 @@ class _Run(NamedTuple):
 
 
 class _Rest(NamedTuple):
-    """What is still to come: the expected loss integral, the log alpha it leads to, and from where to solve for its solution."""
+    """What is still to come: the expected loss integral and the log alpha it leads to."""
 
     beta: Array  # the solution without it
-    solved: Array
+    feasible: Array
     remaining: Array
     known: Array  # whether there is such an expectation
     log_alpha: Array
-    near: tuple[Array, Array]
 
 
 @jax.jit
@@ -126,10 +127,6 @@ def _first(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
-def _targets(problem: SparseRegression, rows: Array) -> Any:
-    return numpy_for(problem.y).broadcast_to(problem.y, (rows.shape[0], problem.n))
-
-
 @eqx.filter_jit
 def _prepare(network: DiagonalNetwork, ends: Any) -> _Run:
     """What a tile of seeds lands from. A diverged seed solves the start's programme, so that it cannot hold up its tile, and is then marked."""
@@ -139,56 +136,42 @@ def _prepare(network: DiagonalNetwork, ends: Any) -> _Run:
     return _Run(jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged)
 
 
-def _on_the_curve(problem: SparseRegression, network: DiagonalNetwork, step_size: Array, integral: Array, diverged: Array) -> Any:
-    """Where the solver starts, `(multipliers, log alpha, slope of the multipliers)` of every seed: on the curve on which all seeds of one problem end.
-
-    Between two points of it whose loss integrals have five binary digits, so that where a seed starts does not depend on the others, and a few points
-    serve thousands of seeds.
-    """
-    S = np.where(np.asarray(diverged) | (float(step_size) == 0), 0, np.asarray(integral, np.float64))
-    digits, exponent = np.frexp(S)
-    below = np.floor(digits * DIGITS)
-    places = np.ldexp(np.stack([below, below + 1]) / DIGITS, exponent)
-    points, index = np.unique(places, return_inverse=True)
-    # Whole tiles: another number of points compiles nothing new.
-    laws, offsets = _laws(problem, network, step_size, points[tile_index(len(points)).ravel()])
-    accuracy = np.asarray(1e-5, problem.dtype)  # to start from
-    nu, _ = tile_map(lambda tile: solve_tile(problem.X, _targets(problem, tile[0]), *tile, None, accuracy), (laws, offsets))
-    share = (digits * DIGITS - below).astype(laws.dtype)
-    return _between((nu, laws), places.astype(laws.dtype), index.reshape(places.shape).astype(np.int32), share)
+@eqx.filter_jit
+def _near_tile(
+    problem: SparseRegression, network: DiagonalNetwork, step_size: Array, correct: bool, points: Points, tile: Any, tolerance: Any
+) -> tuple[Landing, Array]:
+    """A tile of seeds landed from between points of their common curve, and which of them were close enough to it."""
+    ends, place = tile
+    run = _prepare(network, ends)
+    nu, slope, inverse = place.start(points)
+    nu, count, solved = solve_nearby(problem, run.log_alpha, run.offset, nu, inverse, tolerance)
+    rest = _rest_tile(problem, step_size, run, nu, tolerance)
+    ahead = nu + slope * jnp.where(rest.known, rest.remaining, 0)[:, None]
+    there, steps, again = solve_nearby(problem, rest.log_alpha, run.offset, ahead, inverse, tolerance)
+    result = _report(problem, correct, (run.log_alpha, nu, count), (rest.log_alpha, there, steps), run, rest, tolerance)
+    return result, solved & again
 
 
-@jax.jit
-def _between(rows: Any, places: Array, index: Array, share: Array) -> Any:
-    below, above = (jax.tree.map(lambda leaf: leaf[row], rows) for row in index)
-    multipliers, laws = jax.tree.map(lambda a, b: a + share[:, None] * (b - a), below, above)
-    return multipliers, laws, (above[0] - below[0]) / (places[1] - places[0])[:, None]
+def _far_tile(problem: SparseRegression, network: DiagonalNetwork, step_size: Array, correct: bool, ends: Any, tolerance: Any) -> Landing:
+    """A tile of seeds landed each by its own continuation. Few programs rather than many small ones, which cost a compilation each."""
+    run = _prepare(network, ends)
+    targets = numpy_for(problem.y).broadcast_to(problem.y, (run.beta.shape[0], problem.n))
+    nu, count = solve_tile(problem.X, targets, run.log_alpha, run.offset, None, tolerance)
+    rest = _rest_tile(problem, step_size, run, nu, tolerance)
+    there = solve_tile(problem.X, targets, rest.log_alpha, run.offset, (nu, run.log_alpha), tolerance)
+    return _report(problem, correct, (run.log_alpha, nu, count), (rest.log_alpha, *there), run, rest, tolerance)
 
 
 @eqx.filter_jit
-def _laws(problem: SparseRegression, network: DiagonalNetwork, step_size: Array, integral: Array) -> tuple[Array, Array]:
-    start = network.log_alpha.astype(problem.dtype)
-    laws = start - 2 * step_size * problem.pace * problem.h * integral.astype(problem.dtype)[:, None]
-    return laws, jnp.broadcast_to(network.offset.astype(problem.dtype), laws.shape)
-
-
-@eqx.filter_jit
-def _remaining_tile(problem: SparseRegression, step_size: Array, run: _Run, nu: Array, slope: Array | None, tolerance: Any) -> _Rest:
-    """The rest of the runs of a tile whose log alpha now selects the solutions of multipliers `nu`; `slope`: of nu in the loss integral, if known."""
+def _rest_tile(problem: SparseRegression, step_size: Array, run: _Run, nu: Array, tolerance: Any) -> _Rest:
+    """The rest of the runs of a tile whose log alpha now selects the solutions of multipliers `nu`."""
     pace = step_size * problem.pace
     landed = beta_from(run.log_alpha, 4 * (nu @ problem.X) + run.offset)
     remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, pace, run.beta, run.log_alpha, landed)
     known = (margin > 0) & ~run.diverged
-    expected = jnp.where(known, remaining, 0)[:, None]
-    log_alpha = run.log_alpha - 2 * pace * problem.h[None] * expected
-    near = nu, run.log_alpha
-    if slope is not None:  # a short way along the curve, else the solver goes it
-        short = jnp.max(jnp.abs(log_alpha - run.log_alpha), axis=1, keepdims=True) <= CLOSE
-        near = jnp.where(short, nu + slope * expected, nu), jnp.where(short, log_alpha, run.log_alpha)
-    feasibility = jnp.linalg.norm(landed @ problem.X.T - problem.y, axis=1) / jnp.maximum(
-        jnp.linalg.norm(problem.y), jnp.finfo(nu.dtype).tiny
-    )
-    return _Rest(landed, feasibility <= tolerance, remaining, known, log_alpha, near)
+    log_alpha = run.log_alpha - 2 * pace * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
+    gap = jnp.linalg.norm(landed @ problem.X.T - problem.y, axis=1)
+    return _Rest(landed, gap <= tolerance * jnp.linalg.norm(problem.y), remaining, known, log_alpha)
 
 
 @eqx.filter_jit
@@ -202,7 +185,7 @@ def _report(problem: SparseRegression, correct: bool, here: Any, there: Any, run
     # No estimate is better than what the solver was asked for, and none is given where it failed.
     floor = 10 * tolerance * jnp.linalg.norm(rest.beta, axis=1)
     shift = jnp.linalg.norm(ahead.beta - rest.beta, axis=1) + floor
-    solved = rest.solved & ahead.converged
+    solved = rest.feasible & ahead.converged
     chosen, final = (ahead, there[0]) if correct else (certified(here), here[0])
     bad = run.diverged[:, None]
     chosen = eqx.tree_at(lambda s: s.beta, chosen, jnp.where(bad, jnp.nan, chosen.beta))

@@ -165,7 +165,7 @@ def _dual(X: Array, y: Array, log_alpha: Array, offset: Array, tolerance: Any, s
         nu, count = solve(*primals)
         X, _, log_alpha, offset, *_ = primals
         _, moved = jax.jvp(lambda *p: _residual(nu, *p), primals[:4], tangents[:4])
-        H = _hessian(X, xi_from(log_alpha, 4 * (nu @ X) + offset))
+        H = hessian(X, xi_from(log_alpha, 4 * (nu @ X) + offset))
         return (nu, count), (-solve_psd(H, moved), jnp.zeros_like(count))
 
     nu, count = solve(X, y, log_alpha, offset, jax.lax.stop_gradient(start), jnp.asarray(tolerance, X.dtype))
@@ -176,7 +176,7 @@ def _residual(nu: Array, X: Array, y: Array, log_alpha: Array, offset: Array) ->
     return X @ beta_from(log_alpha, 4 * (nu @ X) + offset) - y
 
 
-def _hessian(X: Array, xi: Array) -> Array:
+def hessian(X: Array, xi: Array) -> Array:
     return 4 * (X * xi[None]) @ X.T
 
 
@@ -215,7 +215,7 @@ def continuation(
         u = 4 * (nu @ X) + off
         beta, xi = beta_from(la, u), xi_from(la, u)
         g = X @ beta - y
-        H = _hessian(X, xi)
+        H = hessian(X, xi)
         moved = X @ (2 * beta * slope + xi * tilt)
         both = solve_psd(H, jnp.stack([g, moved], axis=1), refine=False)
         return -both[:, 0], -both[:, 1], jnp.linalg.norm(g) / size
