@@ -149,7 +149,8 @@ def weak_error(r: dict) -> str:
 
 def landed_answer(r: dict) -> str:
     rows = [
-        (steps, *(number(row[k]) for k in ("relative_error", "warm_seconds", "cold_seconds"))) for steps, row in r["ours_by_steps"].items()
+        (steps, *(number(row[k]) for k in ("relative_error", "warm_seconds", "first_call_seconds")))
+        for steps, row in r["ours_by_steps"].items()
     ]
     need = r["iterations_for_1e-3"]
     return (
