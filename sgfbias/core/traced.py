@@ -21,14 +21,14 @@ def remembered(ask: Callable, function: Callable, *args: Any) -> Any:
     shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in jax.tree.leaves(arrays))
     key = ask, jnp.result_type(float), structure, tuple((type(leaf), leaf) for leaf in leaves), shapes
     try:
-        if key in _ANSWERS:
-            return _ANSWERS[key]
+        answer = _ANSWERS.get(key, _ANSWERS)  # itself: not known
     except TypeError:
         return ask(function, *args)
-    answer = ask(function, *args)
-    if len(_ANSWERS) >= CAPACITY:
-        _ANSWERS.clear()
-    _ANSWERS[key] = answer
+    if answer is _ANSWERS:
+        answer = ask(function, *args)
+        if len(_ANSWERS) >= CAPACITY:
+            _ANSWERS.clear()
+        _ANSWERS[key] = answer
     return answer
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
-from sgfbias.core.tiles import TILE, tile_map
+from sgfbias.core.tiles import TILE, take_rows, tile_map
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.certificate import Selection, solver_tolerance
 from sgfbias.diagonal.common_curve import MAX_NUMBERS, Points, places, solve_nearby
@@ -91,8 +91,7 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
         )
         lost = np.flatnonzero(~np.asarray(solved))
         if len(lost):
-            afresh = one_by_one(jax.tree.map(lambda leaf: leaf[lost], ends))
-            result = jax.tree.map(lambda all, some: all.at[lost].set(some), result, afresh)
+            result = _put(result, lost, one_by_one(take_rows(ends, lost)))
     else:
         result = one_by_one(ends)
     return _first(result) if single else result
@@ -125,6 +124,11 @@ def _alone(tree: Any) -> Any:
 @jax.jit
 def _first(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+@jax.jit
+def _put(tree: Any, rows: Array, values: Any) -> Any:
+    return jax.tree.map(lambda leaf, value: leaf.at[rows].set(value), tree, values)
 
 
 @eqx.filter_jit
