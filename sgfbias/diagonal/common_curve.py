@@ -83,7 +83,7 @@ def _points(
         nu, law, tilt = jax.tree.map(lambda a, b: jnp.where(k == 0, a, b), far, (done[0][0], laws[0], offset))
         nu, _ = continuation(X, y, nu, (law, tilt), (laws[k], offset), tolerance)
         H = hessian(X, xi_from(laws[k], 4 * (nu @ X) + offset))
-        return done[0].at[k].set(nu), done[1].at[k].set(solve_psd(H, jnp.eye(problem.n, dtype=H.dtype)))
+        return done[0].at[k].set(nu), done[1].at[k].set(solve_psd(H, jnp.eye(problem.n, dtype=H.dtype), refine=False))
 
     m, n = integrals.shape[0], problem.n
     return Points(integrals, laws, *jax.lax.fori_loop(0, count + 1, solve, (jnp.zeros((m, n), X.dtype), jnp.zeros((m, n, n), X.dtype))))

@@ -25,7 +25,7 @@ from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.certificate import Selection, solver_tolerance
 from sgfbias.diagonal.common_curve import MAX_NUMBERS, Points, places, solve_nearby
 from sgfbias.diagonal.network import DiagonalNetwork
-from sgfbias.diagonal.potential import beta_from, bregman, u_from, xi_from
+from sgfbias.diagonal.potential import beta_from, bregman_from, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
 from sgfbias.diagonal.selection import certify, solve_tile
 
@@ -170,8 +170,9 @@ def _far_tile(problem: SparseRegression, network: DiagonalNetwork, step_size: Ar
 def _rest_tile(problem: SparseRegression, step_size: Array, run: _Run, nu: Array, tolerance: Any) -> _Rest:
     """The rest of the runs of a tile whose log alpha now selects the solutions of multipliers `nu`."""
     pace = step_size * problem.pace
-    landed = beta_from(run.log_alpha, 4 * (nu @ problem.X) + run.offset)
-    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, pace, run.beta, run.log_alpha, landed)
+    u = 4 * (nu @ problem.X) + run.offset
+    landed = beta_from(run.log_alpha, u)
+    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(problem, pace, run.beta, run.log_alpha, u)
     known = (margin > 0) & ~run.diverged
     log_alpha = run.log_alpha - 2 * pace * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
     gap = jnp.linalg.norm(landed @ problem.X.T - problem.y, axis=1)
@@ -203,11 +204,11 @@ def _report(problem: SparseRegression, correct: bool, here: Any, there: Any, run
     )
 
 
-def _remaining(problem: SparseRegression, step_size: Array, beta: Array, log_alpha: Array, landed: Array) -> tuple[Array, Array]:
-    """Expected loss integral still to come from `beta`, and the distance to the stability edge (not positive: no expectation)."""
-    xi = xi_from(log_alpha, u_from(landed, log_alpha))
-    margin = 1 - step_size * jnp.vdot(problem.h, xi)
-    return bregman(landed, beta, log_alpha) / (2 * jnp.where(margin > 0, margin, 1)), margin
+def _remaining(problem: SparseRegression, step_size: Array, beta: Array, log_alpha: Array, u: Array) -> tuple[Array, Array]:
+    """Expected loss integral still to come from `beta` to the solution `beta_from(log_alpha, u)`, and the distance to the stability edge (not positive:
+    no expectation)."""
+    margin = 1 - step_size * jnp.vdot(problem.h, xi_from(log_alpha, u))
+    return bregman_from(log_alpha, u, u_from(beta, log_alpha)) / (2 * jnp.where(margin > 0, margin, 1)), margin
 
 
 def _check(runs: Trajectory) -> Array | float:

@@ -123,6 +123,10 @@ def bregman(beta: Float[Array, "*#batch d"], other: Float[Array, "*#batch d"], l
 
     Summed as `1/4 sum [beta (u - u') - (xi - xi')]`, which cancels less than the definition.
     """
-    u, v = u_from(beta, log_alpha), u_from(other, log_alpha)
-    terms = beta * (u - v) - (xi_from(log_alpha, u) - xi_from(log_alpha, v))
+    return bregman_from(log_alpha, u_from(beta, log_alpha), u_from(other, log_alpha))
+
+
+def bregman_from(log_alpha: Float[Array, "*#batch d"], u: Float[Array, "*#batch d"], v: Float[Array, "*#batch d"]) -> Float[Array, ""]:
+    """`D_phi` between the points whose dual variables are `u` and `v`, as `bregman`."""
+    terms = beta_from(log_alpha, u) * (u - v) - (xi_from(log_alpha, u) - xi_from(log_alpha, v))
     return jnp.maximum(jnp.sum(terms) / 4, 0)

@@ -234,7 +234,7 @@ def continuation(
 
     def advance(path: _Path) -> _Path:
         correction, tangent, error = newton(path.trial, path.trial_tau)
-        finite = jnp.isfinite(error) & jnp.all(jnp.isfinite(correction)) & jnp.all(jnp.isfinite(tangent))
+        finite = jnp.isfinite(error + jnp.sum(correction + tangent))
         predicted = jnp.isinf(path.error)
         # Beyond Newton's basin after a prediction, or not coming down: back to the accepted point, a quarter of the step.
         lost = ~finite | (predicted & (error > 0.5)) | (~predicted & (error > 0.8 * path.error) & (error > NEAR))
@@ -243,7 +243,7 @@ def continuation(
         at_end = path.trial_tau >= 1
         onward = near & ~at_end
         # Where beta is next to nothing in most directions the equation is almost flat in them, and a full step would leave its exponentials' range.
-        u, move = jnp.max(jnp.abs(path.trial @ X)), jnp.max(jnp.abs(correction @ X))
+        u, move = jnp.max(jnp.abs(jnp.stack([path.trial, correction]) @ X), axis=1)
         damped = jnp.minimum(1, (0.5 + u / 2) / jnp.maximum(move, jnp.finfo(dtype).tiny))
         refined = jnp.where(finite, path.trial + damped * correction, path.trial)
         tau, nu, along = jax.tree.map(
