@@ -40,7 +40,7 @@ class Landing(eqx.Module):
     A seed that diverged has NaN and an infinite error.
     """
 
-    references: ClassVar[Mapping[str, str]] = Selection.references
+    references: ClassVar[Mapping[str, str]] = {**Selection.references, "ortega1970": "simplified Newton iterations, chapter 7"}
     beta: Float[Array, "*seeds d"]
     log_alpha: Float[Array, "*seeds d"]
     error: Float[Array, "*seeds"]
