@@ -288,3 +288,15 @@ def test_seeds_off_the_points_of_their_curve_are_landed_by_themselves(monkeypatc
     assert float(jnp.max(jnp.abs(far.beta - near.beta))) > 0  # another way
     np.testing.assert_allclose(far.beta, near.beta, atol=1e-11)
     np.testing.assert_allclose(far.error, near.error, rtol=1e-6)
+
+
+def test_known_runs_land_inside_a_trace_too():
+    """Inside jit nothing that is computed has a value, whatever it is computed from."""
+    problem, net = small_problem(), network(0.05)
+    runs = sgf.simulate(sgf.StochasticGradientFlow(0.05), net, problem, keys=sgf.seeds(0, 3), steps=100, record=sgf.Record(times=2))
+    outside = sgf.land(runs).beta
+    inside = jax.jit(lambda scale: scale * sgf.land(runs).beta)(1.0)
+    np.testing.assert_allclose(inside, outside, atol=1e-11)
+    np.testing.assert_allclose(jax.vmap(lambda scale: scale * sgf.land(runs).beta)(jnp.ones(2))[1], outside, atol=1e-11)
+    slope = jax.grad(lambda scale: jnp.sum(scale * sgf.land(runs).beta))(1.0)
+    np.testing.assert_allclose(slope, jnp.sum(outside), rtol=1e-9)
