@@ -253,22 +253,22 @@ def test_landing_is_the_programme_solved_afresh_whoever_lands_beside():
     np.testing.assert_array_equal(beside.beta[0], whole.beta[66])
 
 
-def test_near_its_point_of_the_curve_an_inverse_solves_and_far_from_it_says_so():
+def test_near_its_point_of_the_curve_one_hessian_solves_and_far_from_it_says_so():
     """Simplified Newton: with the Hessian of a neighbouring point the error falls by the relative change of the Hessian a step; with one of another
     alpha it falls slowly or not at all, which is told, never passed off as a solution."""
     problem, net = small_problem(), network(0.05)
     points, place = common_curve.places(problem, net, jnp.asarray(0.05), np.array([3.0, 3.07]), 1e-12)
     laws = jnp.log(0.05) - 2 * 0.05 * problem.h * jnp.array([[3.0], [3.07]])
-    nu, _, inverse = place.start(points)
-    found, steps, solved = common_curve.solve_nearby(problem, laws, 0 * laws, nu, inverse, 1e-12)
+    nu, _, factor = place.start(points)
+    found, steps, solved = common_curve.solve_nearby(problem, laws, 0 * laws, nu, factor, 1e-12)
     assert bool(solved.all())
     assert int(steps.max()) <= 8
     for k in range(2):
         np.testing.assert_allclose(found[k], sgf.select(problem, laws[k]).multipliers, rtol=1e-10)
-    # Elsewhere: the inverse at alpha = 1 asked for a solution at 1e-3. Each seed is judged alone.
+    # Elsewhere: the Hessian at alpha = 1 asked for a solution at 1e-3. Each seed is judged alone.
     other, elsewhere = common_curve.places(problem, network(1.0), jnp.asarray(0.05), np.array([3.0, 3.0]), 1e-12)
     wrong, _, far = elsewhere.start(other)
-    mixed = [jnp.stack([a[0], b[1]]) for a, b in ((nu, wrong), (inverse, far), (laws, jnp.log(1e-3) + 0 * laws))]
+    mixed = [jnp.stack([a[0], b[1]]) for a, b in ((nu, wrong), (factor, far), (laws, jnp.log(1e-3) + 0 * laws))]
     again, _, judged = common_curve.solve_nearby(problem, mixed[2], 0 * laws, *mixed[:2], 1e-12)
     assert judged.tolist() == [True, False]
     np.testing.assert_array_equal(again[0], found[0])

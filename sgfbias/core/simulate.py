@@ -27,7 +27,7 @@ from sgfbias.core.progress import Reporter, reporter
 from sgfbias.core.record import as_record, choose_observables, cut, step_grid
 from sgfbias.core.schedule import Clock, value_at
 from sgfbias.core.tiles import groups_of, take_rows, tile_index, tile_size
-from sgfbias.core.traced import remembered, shapes_of
+from sgfbias.core.traced import shapes_of
 from sgfbias.core.trajectory import Trajectory, classify
 
 
@@ -247,11 +247,9 @@ def _schedules_at_0(dynamics: Any, problem: Problem) -> Any:
 
 def _closes_over_traced(network: Any, problem: Problem) -> bool:
     """Whether the model or the loss, functions that they are, have closed over what is being differentiated."""
-    return not remembered(_constants_known, problem.risk, network)
-
-
-def _constants_known(function: Any, network: Any) -> bool:
-    return is_concrete(eqx.filter_make_jaxpr(function)(network)[0].consts)
+    return not is_concrete(
+        eqx.filter_make_jaxpr(problem.risk)(network)[0].consts
+    )  # asked anew: what a function closes over may have changed
 
 
 def _work(dynamics: AbstractDynamics, chart: AbstractCoordinates, network: Any, problem: Problem) -> int:

@@ -19,7 +19,8 @@ def remembered(ask: Callable, function: Callable, *args: Any) -> Any:
     arrays, rest = eqx.partition((function, args), eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
     shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in jax.tree.leaves(arrays))
-    key = ask, jnp.result_type(float), structure, tuple((type(leaf), leaf) for leaf in leaves), shapes
+    # Written out, since fields of 1 and True make equal structures.
+    key = ask, jnp.result_type(float), structure, str(structure), tuple((type(leaf), leaf) for leaf in leaves), shapes
     try:
         answer = _ANSWERS.get(key, _ANSWERS)  # itself: not known
     except TypeError:

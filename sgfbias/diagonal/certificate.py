@@ -98,13 +98,23 @@ def solve_psd(H: Array, v: Array, *, refine: bool = True) -> Array:
 
     Directions below rounding are those in which beta hardly moves, so the ridge there does not change the solution.
     """
+    unit, factor, scale = _unit_factor(H)
+    scale = scale.reshape((-1,) + (1,) * (v.ndim - 1))
+    w = v / scale
+    x = jax.scipy.linalg.cho_solve((factor, False), w)
+    if refine:
+        x = x + jax.scipy.linalg.cho_solve((factor, False), w - unit @ x)
+    return x / scale
+
+
+def factor_psd(H: Array) -> Array:
+    """The upper triangular factor by which `solve_psd` solves, for use with `jax.scipy.linalg.cho_solve`."""
+    _, factor, scale = _unit_factor(H)
+    return factor * scale[None, :]
+
+
+def _unit_factor(H: Array) -> tuple[Array, Array, Array]:
     scale = jnp.sqrt(jnp.maximum(jnp.diagonal(H), jnp.finfo(H.dtype).tiny))
     unit = H / (scale[:, None] * scale[None, :])
     ridge = 8 * H.shape[0] * jnp.finfo(H.dtype).eps
-    factor = jax.scipy.linalg.cho_factor(unit + ridge * jnp.eye(H.shape[0], dtype=H.dtype))
-    scale = scale.reshape((-1,) + (1,) * (v.ndim - 1))
-    w = v / scale
-    x = jax.scipy.linalg.cho_solve(factor, w)
-    if refine:
-        x = x + jax.scipy.linalg.cho_solve(factor, w - unit @ x)
-    return x / scale
+    return unit, jax.scipy.linalg.cho_factor(unit + ridge * jnp.eye(H.shape[0], dtype=H.dtype))[0], scale

@@ -148,11 +148,11 @@ def _near_tile(
     """A tile of seeds landed from between points of their common curve, and which of them were close enough to it."""
     ends, place = tile
     run = _prepare(network, ends)
-    nu, slope, inverse = place.start(points)
-    nu, count, solved = solve_nearby(problem, run.log_alpha, run.offset, nu, inverse, tolerance)
+    nu, slope, factor = place.start(points)
+    nu, count, solved = solve_nearby(problem, run.log_alpha, run.offset, nu, factor, tolerance)
     rest = _rest_tile(problem, step_size, run, nu, tolerance)
     ahead = nu + slope * jnp.where(rest.known, rest.remaining, 0)[:, None]
-    there, steps, again = solve_nearby(problem, rest.log_alpha, run.offset, ahead, inverse, tolerance)
+    there, steps, again = solve_nearby(problem, rest.log_alpha, run.offset, ahead, factor, tolerance)
     result = _report(problem, correct, (run.log_alpha, nu, count), (rest.log_alpha, there, steps), run, rest, tolerance)
     return result, solved & again
 
