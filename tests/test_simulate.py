@@ -1,5 +1,7 @@
 """`simulate`: reproducibility, stopping, recording, statuses, precision, other models, transformations."""
 
+from typing import Any
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -10,6 +12,7 @@ from helpers import network, rms, same, slope, small_problem
 
 import sgfbias as sgf
 from sgfbias.core.brownian import BROWNIAN_STREAM, StepBrownianPath
+from sgfbias.core.traced import shapes_of
 
 FLOW = sgf.StochasticGradientFlow(0.02)
 SGD = sgf.StochasticGradientDescent(0.02)
@@ -304,3 +307,49 @@ def test_long_times_are_counted_to_the_step():
     flow = sgf.StochasticGradientFlow(0.05)
     assert count_steps(None, 200_000.0, flow, flow.clock) == 4_000_000
     assert count_steps(None, 1.01, flow, flow.clock) == 21
+
+
+class _Repeats(eqx.Module):
+    times: Any = eqx.field(static=True)
+    scale: Any
+
+    def __call__(self, x):
+        return jnp.tile(x * self.scale, 2 if self.times is True else self.times)
+
+
+def test_what_is_remembered_of_tracing_depends_on_all_that_shapes_depend_on():
+    """Settings that are equal but not the same (1 and True), shapes, dtypes, and whether there is float64, each in an order that a stale answer would show."""
+    x = jnp.ones(3)
+    for times, size in ((1, 3), (True, 6), (1, 3), (3, 9)):
+        assert shapes_of(_Repeats(times, 1.0), x).shape == (size,)
+    assert shapes_of(_Repeats(1, 1.0), jnp.ones(5)).shape == (5,)
+    assert shapes_of(_Repeats(1, 1.0), jnp.ones(3, jnp.float32)).dtype == jnp.float32
+    assert shapes_of(_Repeats(1, 1), jnp.ones(3, jnp.int32)).dtype == jnp.int32
+    assert shapes_of(_Repeats(1, 1.0), x).dtype == jnp.float64
+    assert shapes_of(jnp.linspace, 0.0, 1.0).dtype == jnp.float64
+    with jax.enable_x64(False):
+        assert shapes_of(jnp.linspace, 0.0, 1.0).dtype == jnp.float32
+    assert [shapes_of(lambda x, k=k: jnp.zeros(k), x).shape for k in (1, 2)] == [(1,), (2,)]
+
+
+def test_a_loss_that_came_to_close_over_a_traced_number_is_differentiated():
+    """The same function object, first with a number and then with a traced one behind it."""
+    box = {}
+    net = eqx.nn.Linear(2, "scalar", key=jax.random.key(0))
+
+    def end(scale, loss):
+        problem = sgf.Problem(jnp.ones((4, 2)), jnp.ones(4), loss=loss)
+        return sgf.simulate(sgf.GradientFlow(dt=0.05), net, problem, steps=5).final["loss"]
+
+    def boxed(output, target):
+        return box["scale"] * (output - target) ** 2
+
+    def through_the_box(scale):
+        box["scale"] = scale
+        return end(scale, boxed)
+
+    at = jnp.asarray(1.5)
+    assert float(through_the_box(at)) > 0
+    afresh = jax.grad(lambda scale: end(scale, lambda output, target: scale * (output - target) ** 2))(at)
+    assert float(jnp.abs(afresh)) > 1e-3
+    np.testing.assert_allclose(jax.grad(through_the_box)(at), afresh, rtol=1e-10)
