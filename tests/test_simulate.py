@@ -330,26 +330,3 @@ def test_what_is_remembered_of_tracing_depends_on_all_that_shapes_depend_on():
     with jax.enable_x64(False):
         assert shapes_of(jnp.linspace, 0.0, 1.0).dtype == jnp.float32
     assert [shapes_of(lambda x, k=k: jnp.zeros(k), x).shape for k in (1, 2)] == [(1,), (2,)]
-
-
-def test_a_loss_that_came_to_close_over_a_traced_number_is_differentiated():
-    """The same function object, first with a number and then with a traced one behind it."""
-    box = {}
-    net = eqx.nn.Linear(2, "scalar", key=jax.random.key(0))
-
-    def end(scale, loss):
-        problem = sgf.Problem(jnp.ones((4, 2)), jnp.ones(4), loss=loss)
-        return sgf.simulate(sgf.GradientFlow(dt=0.05), net, problem, steps=5).final["loss"]
-
-    def boxed(output, target):
-        return box["scale"] * (output - target) ** 2
-
-    def through_the_box(scale):
-        box["scale"] = scale
-        return end(scale, boxed)
-
-    at = jnp.asarray(1.5)
-    assert float(through_the_box(at)) > 0
-    afresh = jax.grad(lambda scale: end(scale, lambda output, target: scale * (output - target) ** 2))(at)
-    assert float(jnp.abs(afresh)) > 1e-3
-    np.testing.assert_allclose(jax.grad(through_the_box)(at), afresh, rtol=1e-10)
