@@ -154,7 +154,7 @@ def landed_answer(r: dict) -> str:
     ]
     need = r["iterations_for_1e-3"]
     return (
-        table(("steps, then landed", "relative error", "warm seconds, 256 seeds", "cold"), rows)
+        table(("steps, then landed", "relative error", "warm seconds, 256 seeds", "first call"), rows)
         + f"\n\nThe iterate itself needs {number(need['value'])} iterations ({need['how']}); the loop takes {number(r['numpy_loop_steps_per_second'])} steps a "
         f"second, ten per iteration: {number(r['numpy_loop_seconds'])} s for 256 seeds (extrapolated), **{number(r['times_ours'])} times** ours (aimed at "
         f"{number(r['target']['times_ours'])})."

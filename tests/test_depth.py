@@ -100,10 +100,9 @@ def test_second_order_flow_of_depth_three_ends_on_the_pair_it_has_moved():
 def test_adam_on_a_deep_network_ends_where_a_network_that_starts_there_stays():
     """A transformation leaves no law behind: the pair that comes back is that of the weights themselves."""
     problem, net = small_problem(), sgf.DiagonalNetwork.init(alpha=0.5, d=25, depth=3)
+    # At a constant rate Adam breaks out again and again, once its second moments are next to nothing.
     run = sgf.simulate(sgf.OptaxDescent(optax.adam(optax.exponential_decay(1e-2, 1000, 0.1)), 1.0), net, problem, steps=3_000)
-    assert (
-        float(run.final["loss"]) < 1e-20
-    )  # at a constant rate Adam breaks out again and again, once its second moments are next to nothing
+    assert float(run.final["loss"]) < 1e-20
     pair = run.final["log_alpha_plus"], run.final["log_alpha_minus"]
     np.testing.assert_allclose(sgf.select(problem, pair, depth=3).beta, run.final["beta"], atol=1e-10)
     assert rms(sgf.select(problem, jnp.log(0.5), depth=3).beta - run.final["beta"]) > 1e-3, "control"

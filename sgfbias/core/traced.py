@@ -14,8 +14,8 @@ CAPACITY = 512
 
 
 def remembered(ask: Callable, function: Callable, *args: Any) -> Any:
-    """`ask(function, *args)`, for an `ask` that depends on arrays through their shapes and dtypes only: not asked twice, unless `function` or a static
-    part of `args` has no hash."""
+    """`ask(function, *args)`, for an `ask` that depends on arrays through their shapes and dtypes only: hardly asked twice, unless `function` or
+    a static part of `args` has no hash. Not for an `ask` that depends on what a function closes over."""
     arrays, rest = eqx.partition((function, args), eqx.is_array)
     leaves, structure = jax.tree.flatten(rest)
     shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in jax.tree.leaves(arrays))

@@ -2,7 +2,7 @@ r"""Solving for many seeds of one problem, which all end on one curve.
 
 Under the mean-loss model log alpha falls along one line, `log alpha - 2 gamma h S`, so the solutions selected at any loss integrals S lie on a curve.
 Between two of its points the multipliers are all but linear, and one factorisation of the dual's Hessian serves all seeds in between: the simplified
-Newton iteration (Ortega, Rheinboldt 1970, chapter 7), whose error falls by the relative change of the Hessian, here ten to a hundred times a step, and
+Newton iteration (Ortega, Rheinboldt 1970, chapter 7), whose error falls by the relative change of the Hessian, at small alpha ten to a hundred times a step, and
 whose step factorises nothing.
 """
 
