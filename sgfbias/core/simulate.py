@@ -247,9 +247,8 @@ def _schedules_at_0(dynamics: Any, problem: Problem) -> Any:
 
 def _closes_over_traced(network: Any, problem: Problem) -> bool:
     """Whether the model or the loss, functions that they are, have closed over what is being differentiated."""
-    return not is_concrete(
-        eqx.filter_make_jaxpr(problem.risk)(network)[0].consts
-    )  # asked anew: what a function closes over may have changed
+    # Asked anew each time: what a function closes over may have changed.
+    return not is_concrete(eqx.filter_make_jaxpr(problem.risk)(network)[0].consts)
 
 
 def _work(dynamics: AbstractDynamics, chart: AbstractCoordinates, network: Any, problem: Problem) -> int:

@@ -20,7 +20,8 @@ class Selection(eqx.Module):
     - `beta` (d,), `multipliers` nu (n,).
     - `feasibility`: `|X beta - y|_2 / |y|_2`. `stationarity`: `|(I - P)(arcsinh(beta/2 alpha^2) - offset)|_2`, relative to the norm of
       what is projected, P the projector on the row space of X. `duality_gap`: primal minus dual value over the primal's scale; a few
-      units of rounding at the optimum. `iterations`: Newton steps, simplified ones where a landing got by with them. `converged`: whether the feasibility met the tolerance.
+      units of rounding at the optimum. `iterations`: Newton steps, simplified ones where a landing got by with them.
+      `converged`: whether the feasibility met the tolerance.
     """
 
     references: ClassVar[Mapping[str, str]] = {

@@ -25,9 +25,7 @@ from sgfbias.diagonal.problem import SparseRegression
 from sgfbias.diagonal.selection import continuation, far_start, hessian
 
 DIGITS = 2**5
-GROUP = (
-    8  # points solved at once: a batch waits for its slowest and costs as much unfilled, one by one they wait for threads on a busy machine
-)
+GROUP = 8  # points solved at once: a batch waits for its slowest, and costs as much unfilled
 MAX_NUMBERS = 2**24  # of the factors that a tile of seeds holds
 MAX_STEPS = 30
 
@@ -101,8 +99,8 @@ def _points(
 def solve_nearby(
     problem: SparseRegression, log_alpha: Array, offset: Array, nu: Array, factor: Array, tolerance: Any
 ) -> tuple[Array, Array, Array]:
-    """Multipliers (seeds, n) of a tile from close ones `nu` by the factors of neighbours' Hessians (seeds, n, n), the steps taken (seeds,), and whether the relative
-    feasibility has met `tolerance` (seeds,). A seed's result does not depend on the others."""
+    """Multipliers (seeds, n) of a tile from close ones `nu` by the factors of neighbours' Hessians (seeds, n, n), the steps taken (seeds,), and
+    whether the relative feasibility has met `tolerance` (seeds,). A seed's result does not depend on the others."""
     X, y = problem.X, problem.y
     size = jnp.maximum(jnp.linalg.norm(y), jnp.finfo(X.dtype).tiny)
     goal = jnp.maximum(tolerance / 10, 2 * jnp.finfo(X.dtype).eps)

@@ -177,6 +177,7 @@ def _residual(nu: Array, X: Array, y: Array, log_alpha: Array, offset: Array) ->
 
 
 def hessian(X: Array, xi: Array) -> Array:
+    """The dual's Hessian (n, n), `4 X diag(xi) X^T`, at `xi` (d,)."""
     return 4 * (X * xi[None]) @ X.T
 
 
