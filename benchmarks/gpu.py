@@ -1,9 +1,16 @@
-"""Measure the fused kernel on a GPU, in one run: rates against the engine, figure 3 at 1e5 seeds, and equality with the engine.
+"""Measure the fused kernel on a GPU: its speed, figure 3, and equality with the engine.
 
-python benchmarks/gpu.py               # on one H100 or H200; writes benchmarks/results/gpu.json
-python benchmarks/gpu.py --interpret   # anywhere: the same script at token sizes through Pallas's interpreter; its numbers mean nothing
+The script is run in one of these two ways:
 
-Compilation is timed apart, kernel and engine take turns, and the medians are kept.
+    python benchmarks/gpu.py               # on one H100 or H200
+    python benchmarks/gpu.py --interpret   # on any machine
+
+The first writes benchmarks/results/gpu.json. It measures the rates of kernel and
+engine, figure 3 at 1e5 seeds, and the distance of both from float64. Kernel and engine
+take turns, the medians are kept, and compilation is timed separately.
+
+The second runs the same code at token sizes through Pallas's interpreter; its times
+mean nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +34,13 @@ from measure import RESULTS, hardware
 import sgfbias as sgf
 from sgfbias.core.record import Record
 
-FACTOR = 4  # a run in float32 may be this many times as far from float64 as another, as in tests/test_fused.py
+# The kernel may be this many times as far from float64 as the engine in float32, as in
+# the tests of the fused kernel.
+FACTOR = 4
 
 
 class Sizes(NamedTuple):
-    """Seeds and steps of every measurement."""
+    """The numbers of seeds and steps of every measurement, and of its repeats."""
 
     against: tuple[int, int] = (4_096, 20_000)
     rate: tuple[int, int] = (65_536, 20_000)
@@ -44,42 +53,63 @@ TOKEN = Sizes((64, 20), (128, 20), (70, 20), (64, (10,)), 2)
 
 
 def job(dtype: type = jnp.float32, alpha: float = 0.01) -> tuple:
-    """Figure 3's problem, n = 40, d = 100, with the flow at step size .1; data drawn in float32 whatever the precision."""
-    drawn = sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5, dtype=jnp.float32)
+    """Figure 3's problem, with n = 40, d = 100 and the flow at step size 0.1.
+
+    The data are drawn in float32 for either precision. Returns the flow, the network
+    and the problem.
+    """
+    drawn = sgf.SparseRegression.sample(
+        jax.random.key(0), n=40, d=100, sparsity=5, dtype=jnp.float32
+    )
     problem = sgf.SparseRegression(*(v.astype(dtype) for v in (drawn.X, drawn.y, drawn.beta_star)))
     return sgf.StochasticGradientFlow(0.1), sgf.DiagonalNetwork.init(alpha=alpha, d=100), problem
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds of a call, results on the host or finished on the device."""
+    """Seconds of a call, until its results are finished on the device."""
     start = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - start
 
 
 def taking_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict:
-    """Per call the seconds of the first one, with compilation, and the median of `repeats` others, one of each at a time."""
+    """The times of every call, in seconds; the calls take turns.
+
+    `first` is the first call, which compiles, and `seconds` the median of `repeats`
+    others.
+    """
     first = {name: timed(call) for name, call in calls.items()}
     spans: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             spans[name].append(timed(call))
-    return {name: {"first": first[name], "seconds": statistics.median(spans[name]), "all": spans[name]} for name in calls}
+    return {
+        name: {"first": first[name], "seconds": statistics.median(spans[name]), "all": spans[name]}
+        for name in calls
+    }
 
 
-def runner(seeds: int, steps: int, fused: object, precision: str | None = None) -> Callable[[], object]:
-    """A run that records the end only."""
+def runner(
+    seeds: int, steps: int, fused: object, precision: str | None = None
+) -> Callable[[], object]:
+    """A run that records only its end."""
     parts, keys = job(), sgf.seeds(0, seeds)
 
     def call() -> object:
         with jax.default_matmul_precision(precision):
-            return sgf.simulate(*parts, keys=keys, steps=steps, record=Record([], 2), fused=fused).final
+            return sgf.simulate(
+                *parts, keys=keys, steps=steps, record=Record([], 2), fused=fused
+            ).final
 
     return call
 
 
 def against(sizes: Sizes, kernel: object) -> dict:
-    """Kernel and vmapped Diffrax engine side by side; the engine's products as XLA makes them by default, and in full float32."""
+    """Compare the kernel with the vmapped Diffrax engine.
+
+    The engine's matrix products have XLA's default precision, and in another run full
+    float32.
+    """
     seeds, steps = sizes.against
     calls = {
         "kernel": runner(seeds, steps, kernel),
@@ -88,11 +118,18 @@ def against(sizes: Sizes, kernel: object) -> dict:
     }
     found = taking_turns(calls, sizes.repeats)
     ratio = found["engine"]["seconds"] / found["kernel"]["seconds"]
-    return {"seeds": seeds, "steps": steps, **found, "ratio": ratio, "target": {"ratio": 10}, "reached": ratio >= 10}
+    return {
+        "seeds": seeds,
+        "steps": steps,
+        **found,
+        "ratio": ratio,
+        "target": {"ratio": 10},
+        "reached": ratio >= 10,
+    }
 
 
 def rate(sizes: Sizes, kernel: object) -> dict:
-    """Seed-steps per second of the kernel, whole calls of `simulate`."""
+    """Seed-steps per second of the kernel, from whole calls of `simulate`."""
     seeds, steps = sizes.rate
     found = taking_turns({"kernel": runner(seeds, steps, kernel)}, sizes.repeats)
     per_second = seeds * steps / found["kernel"]["seconds"]
@@ -107,7 +144,10 @@ def rate(sizes: Sizes, kernel: object) -> dict:
 
 
 def figure(sizes: Sizes, kernel: object) -> dict:
-    """Figure 3's stochastic flow, alpha = .01, with its recorded curves, statuses and compilation."""
+    """The time of figure 3's stochastic flow at alpha = 0.01.
+
+    It includes the recorded curves, the statuses and compilation.
+    """
     seeds, steps = sizes.figure
     results: list[sgf.Trajectory] = []
 
@@ -130,7 +170,11 @@ def figure(sizes: Sizes, kernel: object) -> dict:
 
 
 def equal(sizes: Sizes, kernel: object) -> dict:
-    """Largest and median distance over seeds of beta from the engine in float64, relative to its largest entry, of kernel and engine."""
+    """Distances of the kernel and of the engine from the engine in float64.
+
+    A seed's distance is the largest error of beta relative to the largest entry of beta
+    over all seeds. The largest and the median distance over seeds are kept.
+    """
     seeds, lengths = sizes.equal
     table, within = {}, True
     for steps in lengths:
@@ -139,44 +183,84 @@ def equal(sizes: Sizes, kernel: object) -> dict:
             for name, fused in (("kernel", kernel), ("engine", False))
         }
         with jax.enable_x64(True):
-            runs = sgf.simulate(*job(jnp.float64), keys=sgf.seeds(0, seeds), steps=steps, record=Record([], 2), fused=False)
+            runs = sgf.simulate(
+                *job(jnp.float64),
+                keys=sgf.seeds(0, seeds),
+                steps=steps,
+                record=Record([], 2),
+                fused=False,
+            )
             exact = np.asarray(runs.final["beta"])
         scale = np.max(np.abs(exact))
         gaps = {name: np.max(np.abs(end - exact), axis=1) / scale for name, end in ends.items()}
-        table[str(steps)] = {name: {"largest": float(gap.max()), "median": float(np.median(gap))} for name, gap in gaps.items()}
+        table[str(steps)] = {
+            name: {"largest": float(gap.max()), "median": float(np.median(gap))}
+            for name, gap in gaps.items()
+        }
         within &= bool(
-            np.median(gaps["kernel"]) <= FACTOR * np.median(gaps["engine"]) and gaps["kernel"].max() <= FACTOR * gaps["engine"].max()
+            np.median(gaps["kernel"]) <= FACTOR * np.median(gaps["engine"])
+            and gaps["kernel"].max() <= FACTOR * gaps["engine"].max()
         )
-    return {"seeds": seeds, "gap to float64": table, "target": {"factor": FACTOR}, "reached": within}
+    return {
+        "seeds": seeds,
+        "gap to float64": table,
+        "target": {"factor": FACTOR},
+        "reached": within,
+    }
 
 
 def card() -> dict:
     """The device and its driver."""
     device = jax.devices()[0]
-    found = {"device": device.device_kind, "compute_capability": str(getattr(device, "compute_capability", "none"))}
+    found = {
+        "device": device.device_kind,
+        "compute_capability": str(getattr(device, "compute_capability", "none")),
+    }
     if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
-        found["nvidia_smi"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+        query = [
+            "nvidia-smi",
+            "--query-gpu=name,driver_version,clocks.max.sm,power.limit",
+            "--format=csv,noheader",
+        ]
+        found["nvidia_smi"] = subprocess.run(
+            query, capture_output=True, text=True, check=False
+        ).stdout.strip()
     return found
 
 
 def main() -> int:
-    """Measure and store; 2 without a GPU, 1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure and store; returns 2 without a suitable GPU, and 1 if a target is
+    missed.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--interpret", action="store_true", help="token sizes through the interpreter: shows that the script runs, measures nothing"
+        "--interpret",
+        action="store_true",
+        help="run token sizes through the interpreter; this tests the script but measures nothing",
     )
     options = parser.parse_args()
     capability = str(getattr(jax.devices()[0], "compute_capability", "none"))
-    if not options.interpret and (jax.default_backend() != "gpu" or not capability.startswith("9.")):
+    if not options.interpret and (
+        jax.default_backend() != "gpu" or not capability.startswith("9.")
+    ):
         print(
-            f"this needs one NVIDIA GPU of compute capability 9 (H100 or H200) and jax with CUDA, e.g. pip install -U 'jax[cuda13]'; here is "
-            f"{jax.devices()[0].device_kind} on the backend {jax.default_backend()!r}. --interpret runs the script at token sizes",
+            "this script needs one NVIDIA GPU of compute capability 9 (H100 or H200) and jax "
+            "with CUDA, for example by pip install -U 'jax[cuda13]', but it found "
+            f"{jax.devices()[0].device_kind} on the backend {jax.default_backend()!r}; "
+            "--interpret runs the script at token sizes on any machine",
             file=sys.stderr,
         )
         return 2
     sizes, kernel = (TOKEN, "interpret") if options.interpret else (Sizes(), True)
-    result = {"name": "gpu", "what": __doc__.splitlines()[0], "interpreted": options.interpret, **card(), **hardware()}
+    result = {
+        "name": "gpu",
+        "what": __doc__.splitlines()[0],
+        "interpreted": options.interpret,
+        **card(),
+        **hardware(),
+    }
     for measure in (equal, against, rate, figure):
         result[measure.__name__] = measure(sizes, kernel)
         print(json.dumps({measure.__name__: result[measure.__name__]}), flush=True)

@@ -1,6 +1,7 @@
-"""The flow of the main problem by every contender: cost of a step side by side, and time to a strong error.
+"""The flow of the main problem by every contender: the cost of a step, side by side.
 
-All take the same steps of the same equation (mean-loss noise, n = 40, d = 100); each is written as its own users would write it well.
+All contenders take the same steps of the same equation (mean-loss noise, n = 40, d =
+100). Each is written as its own users would write it well.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from typing import Any
 from measure import medians
 
 GAMMA, ALPHA, SEEDS, STEPS = 0.02, 0.1, 256, 2000
-LONG = 5 * STEPS  # of ours: a call costs some 40 ms besides its steps, see compile_time
+# Calls of this package run more steps, because a call costs some 40 ms besides its
+# steps (measured by compile_time).
+LONG = 5 * STEPS
 
 
 def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
-    """By name: a function that runs the flow, how many seeds, and how many steps of them."""
+    """For every contender a function that runs the flow, its number of seeds, and of
+    steps.
+    """
     import diffrax as dfx
     import jax
     import jax.numpy as jnp
@@ -26,15 +31,23 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
     import sgfbias as sgf
     from sgfbias.core.tiles import run_tiles
 
-    problem = sgf.SparseRegression.sample(jax.random.key(0), n=40, d=100, sparsity=5, dtype=jnp.dtype(dtype))
+    problem = sgf.SparseRegression.sample(
+        jax.random.key(0), n=40, d=100, sparsity=5, dtype=jnp.dtype(dtype)
+    )
     network = sgf.DiagonalNetwork.init(alpha=ALPHA, d=100, dtype=jnp.dtype(dtype))
     X, y, n, d = problem.X, problem.y, 40, 100
     keys, last = sgf.seeds(0, SEEDS), sgf.Record(times=2)
     start = jnp.full(d, ALPHA, X.dtype)
-    scale, root = 2 / n * jnp.sqrt(jnp.asarray(GAMMA, X.dtype)), jnp.sqrt(jnp.asarray(GAMMA, X.dtype))
+    scale, root = (
+        2 / n * jnp.sqrt(jnp.asarray(GAMMA, X.dtype)),
+        jnp.sqrt(jnp.asarray(GAMMA, X.dtype)),
+    )
 
     def direction(w, dB, dt):
-        """`X^T (-r dt / n + 2 sqrt(gamma L / n) dB)`, in one pass over the data, for w = (w_+, w_-)."""
+        """`X^T (-r dt / n + 2 sqrt(gamma L / n) dB)` for w = (w_+, w_-).
+
+        It takes one pass over the data.
+        """
         r = (w[0] ** 2 - w[1] ** 2) @ X.T - y
         loss = jnp.mean(r**2, axis=-1, keepdims=True) / 4
         return (-r * (dt / n) + scale * jnp.sqrt(n * loss) * dB) @ X
@@ -43,7 +56,8 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
     def scan(keys):
         def one(key):
             def step(w, k):
-                z = jax.random.normal(jax.random.fold_in(key, k), (n,), jnp.float32)  # cheaper than float64, and random enough
+                # float32 numbers are cheaper than float64 and random enough.
+                z = jax.random.normal(jax.random.fold_in(key, k), (n,), jnp.float32)
                 move = direction(w, z.astype(X.dtype) * root, GAMMA)
                 return (w[0] * (1 + move), w[1] * (1 - move)), None
 
@@ -90,7 +104,9 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
         return dfx.UnsafeBrownianPath(jax.ShapeDtypeStruct((n,), X.dtype), key)
 
     def tree(key, steps):
-        return dfx.VirtualBrownianTree(0.0, steps * GAMMA, GAMMA / 2, jax.ShapeDtypeStruct((n,), X.dtype), key)
+        return dfx.VirtualBrownianTree(
+            0.0, steps * GAMMA, GAMMA / 2, jax.ShapeDtypeStruct((n,), X.dtype), key
+        )
 
     def numpy_loop(seeds, steps):
         rng, A, b = np.random.default_rng(0), np.asarray(X), np.asarray(y)
@@ -114,7 +130,14 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
     def ours(coordinates, solver=None, increments="gaussian"):
         flow = sgf.StochasticGradientFlow(GAMMA, increments=increments)
         return lambda: sgf.simulate(
-            flow, network, problem, keys=keys, steps=LONG, coordinates=coordinates, solver=solver, record=last
+            flow,
+            network,
+            problem,
+            keys=keys,
+            steps=LONG,
+            coordinates=coordinates,
+            solver=solver,
+            record=last,
         ).final["beta"]
 
     few = STEPS // 20
@@ -122,8 +145,10 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
     block = jnp.ones((SEEDS, d), X.dtype)
 
     def tiled(function, tree):
-        """As ours: tiles of 64, one per core at a time."""
-        tiles = [jax.tree.map(lambda leaf, k=k: leaf[k : k + 64], tree) for k in range(0, SEEDS, 64)]
+        """Run in tiles of 64 seeds, one per core at a time, as this package does."""
+        tiles = [
+            jax.tree.map(lambda leaf, k=k: leaf[k : k + 64], tree) for k in range(0, SEEDS, 64)
+        ]
         return lambda: run_tiles(function, tiles, threads=True)
 
     runs = {
@@ -139,16 +164,33 @@ def contenders(dtype: str) -> dict[str, tuple[Callable[[], Any], int, int]]:
         "sgfbias, log": (ours("log"), SEEDS, LONG),
         "sgfbias, mirror": (ours("mirror"), SEEDS, LONG),
         "sgfbias, mirror, two-point": (ours("mirror", increments="two-point"), SEEDS, LONG),
-        "sgfbias, mirror, predictor-corrector": (ours("mirror", sgf.PredictorCorrector()), SEEDS, LONG),
-        "sgfbias, mirror, Runge-Kutta-Chebyshev": (ours("mirror", sgf.RungeKuttaChebyshev()), SEEDS, LONG),
-        "sgfbias, mirror, predictor-corrector, two-point": (ours("mirror", sgf.PredictorCorrector(), "two-point"), SEEDS, LONG),
+        "sgfbias, mirror, predictor-corrector": (
+            ours("mirror", sgf.PredictorCorrector()),
+            SEEDS,
+            LONG,
+        ),
+        "sgfbias, mirror, Runge-Kutta-Chebyshev": (
+            ours("mirror", sgf.RungeKuttaChebyshev()),
+            SEEDS,
+            LONG,
+        ),
+        "sgfbias, mirror, predictor-corrector, two-point": (
+            ours("mirror", sgf.PredictorCorrector(), "two-point"),
+            SEEDS,
+            LONG,
+        ),
     }
-    with contextlib.suppress(ImportError):  # an extra: pip install torch torchsde
-        runs["torchsde in w, plain randn"] = (_torchsde(np.asarray(X), np.asarray(y), few), SEEDS, few)
+    with contextlib.suppress(ImportError):  # optional: pip install torch torchsde
+        runs["torchsde in w, plain randn"] = (
+            _torchsde(np.asarray(X), np.asarray(y), few),
+            SEEDS,
+            few,
+        )
     return runs
 
 
 def _torchsde(X: Any, y: Any, steps: int) -> Callable[[], Any]:
+    """A function that runs the flow by torchsde with plain random increments."""
     import numpy as np
     import torch
     import torchsde
@@ -180,25 +222,33 @@ def _torchsde(X: Any, y: Any, steps: int) -> Callable[[], Any]:
         def __repr__(self):
             return "plain increments"
 
-    start, times, flow = torch.full((SEEDS, 2 * d), ALPHA, dtype=A.dtype), torch.tensor([0.0, steps * GAMMA]), Flow()
+    start, times, flow = (
+        torch.full((SEEDS, 2 * d), ALPHA, dtype=A.dtype),
+        torch.tensor([0.0, steps * GAMMA]),
+        Flow(),
+    )
 
     def run() -> Any:
         with torch.no_grad():
-            return torchsde.sdeint(flow, start, times, bm=Plain(), method="euler", dt=GAMMA)[-1].numpy()
+            return torchsde.sdeint(flow, start, times, bm=Plain(), method="euler", dt=GAMMA)[
+                -1
+            ].numpy()
 
     return run
 
 
 def rates(dtype: str, repeats: int = 5) -> dict[str, float]:
-    """Million seed-steps per second of every contender, in turns."""
+    """Million seed-steps per second of every contender; the contenders take turns."""
     runs = contenders(dtype)
     seconds = medians({name: run for name, (run, _, _) in runs.items()}, repeats)
     return {name: seeds * steps / seconds[name] / 1e6 for name, (_, seeds, steps) in runs.items()}
 
 
 def step_cost() -> dict:
-    """Million seed-steps per second of one equation by every contender: n = 40, d = 100, 256 seeds, in turns, medians of 5, compilation apart;
-    float32 and float64. Slow contenders run fewer steps. The floor is the two matrix products of a step alone.
+    """Million seed-steps per second of one equation by every contender, with n = 40, d
+    = 100 and 256 seeds, in float32 and float64. The contenders take turns, and medians
+    of 5 are kept without compilation. Slow contenders run fewer steps. The floor is the
+    cost of the two matrix products of a step alone.
     """
     import jax
 
@@ -207,6 +257,9 @@ def step_cost() -> dict:
     floor = "floor: the two matrix products, a tile per core"
     return {
         "million_seed_steps_per_second": table,
-        "of_the_floor": {dtype: {name: rate / row[floor] for name, rate in row.items()} for dtype, row in table.items()},
+        "of_the_floor": {
+            dtype: {name: rate / row[floor] for name, rate in row.items()}
+            for dtype, row in table.items()
+        },
         "target": {"of_the_floor": {"sgfbias, mirror, two-point": 0.45, "sgfbias, mirror": 0.3}},
     }

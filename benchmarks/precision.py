@@ -1,4 +1,8 @@
-"""Work against precision: seconds to a strong error, to an error of the mean, and to the landed answer, beside what peers take."""
+"""Work against precision, for this package and its peers.
+
+The benchmarks measure the seconds to a strong error, to an error of the mean, and to
+the landed answer.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,27 @@ from typing import Any
 from measure import medians, with_first
 from peers import contenders, rates
 
-# gamma, alpha, end of the strong comparison, finest step over gamma. Ends are whole numbers of every step below.
+# gamma, alpha, final time of the strong comparison, and finest step divided by gamma.
+# The final times are whole numbers of every step below.
 SETTINGS = ((0.02, 0.1, 100.0, 1 / 32), (0.1, 0.01, 40.0, 1 / 128), (0.1, 0.001, 40.0, 1 / 128))
-WIDTHS = (50.0, 40.0, 25.0, 20.0, 12.5, 10.0, 8.0, 4.0, 2.0, 1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
-STRONG = {  # coordinates, solver, largest step over gamma
+WIDTHS = (
+    50.0,
+    40.0,
+    25.0,
+    20.0,
+    12.5,
+    10.0,
+    8.0,
+    4.0,
+    2.0,
+    1.0,
+    1 / 2,
+    1 / 4,
+    1 / 8,
+    1 / 16,
+    1 / 32,
+)
+STRONG = {  # coordinates, solver, largest step divided by gamma
     "Euler in w": ("weights", "Euler", 1.0),
     "Euler, mirror": ("mirror", "Euler", 20.0),
     "predictor-corrector, mirror": ("mirror", "PredictorCorrector", 40.0),
@@ -30,6 +51,7 @@ SCHEME_OF = {
 
 
 def _problem() -> tuple[Any, Any]:
+    """The package in float64, and the main problem."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -39,6 +61,7 @@ def _problem() -> tuple[Any, Any]:
 
 
 def _solver(sgf: Any, name: str) -> Any:
+    """The solver of this name; None for Euler, the default."""
     return None if name == "Euler" else getattr(sgf, name)()
 
 
@@ -55,21 +78,36 @@ def _run(
     coordinates: str,
     **options: Any,
 ) -> Any:
-    """Flow from alpha to time `end` in steps of `width` gamma, a whole number of them."""
+    """Run the flow from alpha to time `end`, in steps of `width` times gamma.
+
+    **Raises:** `ValueError` if `end` is not a whole number of steps.
+    """
     flow = sgf.StochasticGradientFlow(gamma, dt=width * gamma, **options)
     network = sgf.DiagonalNetwork.init(alpha=alpha, d=problem.d)
     steps, last = round(end / (width * gamma)), sgf.Record(times=2)
     if abs(steps * width * gamma / end - 1) > 1e-9:
         raise ValueError(f"steps of {width:g} gamma do not end at {end:g}")
     chosen = _solver(sgf, solver)
-    return sgf.simulate(flow, network, problem, keys=sgf.seeds(0, seeds), steps=steps, coordinates=coordinates, solver=chosen, record=last)
+    return sgf.simulate(
+        flow,
+        network,
+        problem,
+        keys=sgf.seeds(0, seeds),
+        steps=steps,
+        coordinates=coordinates,
+        solver=chosen,
+        record=last,
+    )
 
 
 def strong_error() -> dict:
-    """Seconds to a strong RMS error of 1e-3 in beta over 64 seeds, times for 64, float64, at (gamma, alpha, T) = (.02, .1, 100), (.1, .01, 40) and
-    (.1, .001, 40): errors at a ladder of widths on one Brownian path per seed against the predictor-corrector at the finest width (gamma / 32, and
-    gamma / 128 at gamma = .1), the width that meets 1e-3 from the two rungs around it (or from the last two, extrapolated, where none does), times the
-    cost of a step, measured side by side.
+    """Seconds to a strong RMS error of 1e-3 in beta over 64 seeds, in float64, at
+    (gamma, alpha, T) = (0.02, 0.1, 100), (0.1, 0.01, 40) and (0.1, 0.001, 40). They are
+    the number of steps at the width that meets 1e-3, times the cost of a step, which is
+    measured side by side. Errors are measured at a ladder of widths, on one Brownian
+    path per seed, against the predictor-corrector at the finest width: gamma / 32, and
+    gamma / 128 at gamma = 0.1. The width is interpolated between the two rungs around
+    1e-3, or extrapolated from the last two if no rung meets it.
     """
     import numpy as np
 
@@ -82,16 +120,24 @@ def strong_error() -> dict:
         def beta(width: float, coordinates: str, solver: str, setting: tuple = setting) -> Any:
             gamma, alpha, end, finest = setting
             options = {"coordinates": coordinates, "solver": solver, "brownian_dt": finest * gamma}
-            return np.asarray(_run(sgf, problem, gamma, alpha, width, end, seeds=64, **options).final["beta"])
+            return np.asarray(
+                _run(sgf, problem, gamma, alpha, width, end, seeds=64, **options).final["beta"]
+            )
 
         exact, ladders, widths = beta(finest, "mirror", "PredictorCorrector"), {}, {}
         for name, (coordinates, solver, largest) in STRONG.items():
             ladder = tuple(w for w in WIDTHS if largest >= w > finest)
-            errors = [float(np.sqrt(np.mean(np.sum((beta(w, coordinates, solver) - exact) ** 2, axis=1)))) for w in ladder]
+            errors = [
+                float(np.sqrt(np.mean(np.sum((beta(w, coordinates, solver) - exact) ** 2, axis=1))))
+                for w in ladder
+            ]
             errors = [e if np.isfinite(e) else float("inf") for e in errors]
             ladders[name] = dict(zip(map(str, ladder), errors, strict=True))
             widths[name] = _width_for(wanted, ladder, errors)
-        seconds = {name: 64 * end / (gamma * widths[scheme]) / (cost[name] * 1e6) for name, scheme in SCHEME_OF.items()}
+        seconds = {
+            name: 64 * end / (gamma * widths[scheme]) / (cost[name] * 1e6)
+            for name, scheme in SCHEME_OF.items()
+        }
         best = min(value for name, value in seconds.items() if name.startswith("sgfbias"))
         result[f"gamma {gamma}, alpha {alpha}"] = {
             "errors_by_width_over_gamma": ladders,
@@ -107,7 +153,11 @@ def strong_error() -> dict:
 
 
 def _width_for(wanted: float, ladder: tuple[float, ...], errors: list[float]) -> float:
-    """Step over gamma that meets the error, by the slope between two rungs; from the last two, extrapolated, where no rung meets it."""
+    """The step divided by gamma that meets the wanted error.
+
+    It is interpolated by the slope between two rungs, or extrapolated from the last two
+    if no rung meets the error.
+    """
     import numpy as np
 
     good = next((k for k, error in enumerate(errors) if error <= wanted), None)
@@ -116,13 +166,18 @@ def _width_for(wanted: float, ladder: tuple[float, ...], errors: list[float]) ->
     upper = len(errors) - 2 if good is None else good - 1
     slope = np.log(errors[upper] / errors[upper + 1]) / np.log(ladder[upper] / ladder[upper + 1])
     slope = slope if np.isfinite(slope) else 0.5
-    return float(min(ladder[upper + 1] * (wanted / errors[upper + 1]) ** (1 / slope), ladder[upper]))
+    return float(
+        min(ladder[upper + 1] * (wanted / errors[upper + 1]) ** (1 / slope), ladder[upper])
+    )
 
 
 def weak_error() -> dict:
-    """Errors of means over 2,048 independent seeds by step width, float64, against the predictor-corrector at an eighth of gamma on other seeds: of the
-    landed validation error and of the whole loss integral (run for 60 units of time, 120 at gamma = .02, then landed), each with the standard error
-    of the difference; and the warm seconds that 256 seeds take at that width, landing included, in turns.
+    """Errors of means over 2,048 independent seeds by the width of a step, in float64,
+    against the predictor-corrector at an eighth of gamma on other seeds. The means are
+    those of the landed validation error and of the whole loss integral, after runs of
+    60 units of time (120 at gamma = 0.02) and landing. Each has the standard error of
+    the difference. The seconds are those of 256 seeds at that width, landing included,
+    without compilation; the schemes take turns.
     """
     import jax
     import numpy as np
@@ -161,7 +216,10 @@ def weak_error() -> dict:
                 record=sgf.Record(times=2),
             )
             limit = sgf.land(runs)
-            values = {"validation_error": limit.validation_error, "loss_integral": runs.final["loss_integral"] + limit.remaining}
+            values = {
+                "validation_error": limit.validation_error,
+                "loss_integral": runs.final["loss_integral"] + limit.remaining,
+            }
             return jax.tree.map(np.asarray, {**values, "diverged": runs.diverged})
 
         def mean(values: Any, good: Any) -> tuple[float, float]:
@@ -169,7 +227,10 @@ def weak_error() -> dict:
             return float(np.mean(kept)), float(np.std(kept) / np.sqrt(max(len(kept), 1)))
 
         fine = landed(1 / 8, "PredictorCorrector", {}, 2048, 1_000_000)
-        exact = {name: mean(fine[name], ~fine["diverged"]) for name in ("validation_error", "loss_integral")}
+        exact = {
+            name: mean(fine[name], ~fine["diverged"])
+            for name in ("validation_error", "loss_integral")
+        }
         rows: dict[str, dict] = {}
         for scheme, (solver, options) in schemes.items():
             for width in (8.0, 4.0, 2.0, 1.0, 0.5):
@@ -177,7 +238,10 @@ def weak_error() -> dict:
                 row: dict[str, Any] = {"diverged": float(np.mean(made["diverged"]))}
                 for name, (value, spread) in exact.items():
                     got, error = mean(made[name], ~made["diverged"])
-                    row[name] = {"relative_error": got / value - 1, "standard_error": float(np.hypot(spread, error) / value)}
+                    row[name] = {
+                        "relative_error": got / value - 1,
+                        "standard_error": float(np.hypot(spread, error) / value),
+                    }
                 rows[f"{scheme}, {width:g} gamma"] = row
         timed = {
             name: (lambda w=width, s=solver, o=options: landed(w, s, o, 256))
@@ -191,7 +255,10 @@ def weak_error() -> dict:
             (row["seconds_for_256_seeds"], name)
             for name, row in rows.items()
             if row["diverged"] == 0
-            and all(abs(row[q]["relative_error"]) + 2 * row[q]["standard_error"] < 0.02 for q in ("validation_error", "loss_integral"))
+            and all(
+                abs(row[q]["relative_error"]) + 2 * row[q]["standard_error"] < 0.02
+                for q in ("validation_error", "loss_integral")
+            )
         ]
         seconds, name = min(good, default=(float("nan"), "none"))
         result[f"gamma {gamma}, alpha {alpha}"] = {
@@ -203,22 +270,33 @@ def weak_error() -> dict:
 
 
 def landed_answer() -> dict:
-    """Warm seconds until the answers of 256 seeds at alpha = .01, gamma = .1 are within a relative error of 1e-3 (median over seeds of |beta - beta_inf| /
-    |beta_inf - beta*|): ours by 150 to 600 steps and landing; the paper's scheme, Euler in w at a tenth of gamma, as a NumPy loop over
-    one seed at a time, whose steps are counted by our own long runs (when the iterate comes within 1e-3, between recorded times by its slope, from 1e6
-    steps at most, beyond them by the decay of the last half) and timed on 2,000 of them, in turns with ours, medians of 15.
+    """Seconds without compilation until the answers of 256 seeds at alpha = 0.01 and
+    gamma = 0.1 have a relative error of 1e-3: the median over seeds of |beta -
+    beta_inf| / |beta_inf - beta*|. This package runs 150 to 600 steps and lands. The
+    scheme of the paper, Euler in w at a tenth of gamma, is a NumPy loop over one seed
+    at a time. Its number of steps comes from long runs of this package: the time at
+    which the iterate is within 1e-3, interpolated between recorded times, or
+    extrapolated by the decay of the last half beyond 1e6 steps. Its time is measured on
+    2,000 steps. All take turns, and medians of 15 are kept.
     """
     import numpy as np
 
     sgf, problem = _problem()
     gamma, alpha, count = 0.1, 0.01, 64
-    network, flow = sgf.DiagonalNetwork.init(alpha=alpha, d=problem.d), sgf.StochasticGradientFlow(gamma)
+    network, flow = (
+        sgf.DiagonalNetwork.init(alpha=alpha, d=problem.d),
+        sgf.StochasticGradientFlow(gamma),
+    )
     record = sgf.Record(("beta",), gamma * np.unique(np.geomspace(100, 1_000_000, 81).astype(int)))
-    long = sgf.simulate(flow, network, problem, keys=sgf.seeds(0, count), steps=1_000_000, record=record)
+    long = sgf.simulate(
+        flow, network, problem, keys=sgf.seeds(0, count), steps=1_000_000, record=record
+    )
     limit = np.asarray(sgf.land(long).beta)
     scale = np.linalg.norm(limit - np.asarray(problem.beta_star), axis=1)
     times = np.asarray(long.times) / gamma
-    errors = np.median(np.linalg.norm(np.asarray(long["beta"]) - limit[:, None], axis=2) / scale[:, None], axis=0)
+    errors = np.median(
+        np.linalg.norm(np.asarray(long["beta"]) - limit[:, None], axis=2) / scale[:, None], axis=0
+    )
     below = np.flatnonzero(errors <= 1e-3)
     if len(below):
         pair = slice(below[0] - 1, below[0] + 1)
@@ -227,19 +305,28 @@ def landed_answer() -> dict:
         half = times >= times[-1] / 2
         half[-2:] = True
         slope = np.polyfit(times[half], np.log(errors[half]), 1)[0]
-        needed, how = float(times[-1] + np.log(errors[-1] / 1e-3) / -slope), "extrapolated exponentially, the fastest it could go"
+        needed, how = (
+            float(times[-1] + np.log(errors[-1] / 1e-3) / -slope),
+            "extrapolated exponentially, the fastest it could go",
+        )
 
     def answer(steps: int) -> Any:
-        runs = sgf.simulate(flow, network, problem, keys=sgf.seeds(0, 256), steps=steps, record=sgf.Record(times=2))
+        runs = sgf.simulate(
+            flow, network, problem, keys=sgf.seeds(0, 256), steps=steps, record=sgf.Record(times=2)
+        )
         return sgf.land(runs).beta
 
-    ours = {str(steps): (lambda steps=steps: answer(steps)) for steps in (150, 175, 200, 225, 300, 600)}
+    ours = {
+        str(steps): (lambda steps=steps: answer(steps)) for steps in (150, 175, 200, 225, 300, 600)
+    }
     loop, _, looped = contenders("float64")["NumPy in w, one seed"]
     spans = with_first({**ours, "loop": loop}, 15)
     rate = looped / statistics.median(spans.pop("loop")[1:])
     rows = {
         steps: {
-            "relative_error": float(np.median(np.linalg.norm(np.asarray(run())[:count] - limit, axis=1) / scale)),
+            "relative_error": float(
+                np.median(np.linalg.norm(np.asarray(run())[:count] - limit, axis=1) / scale)
+            ),
             "first_call_seconds": spans[steps][0],
             "warm_seconds": statistics.median(spans[steps][1:]),
         }

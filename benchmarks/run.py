@@ -1,8 +1,14 @@
-"""Measure what the project promises and how it stands beside its peers; results go to benchmarks/results/ with hardware and versions.
+"""Measure what the project promises about its speed, and compare it with its peers.
 
-python benchmarks/run.py            # every measurement, each in a process of its own
-python benchmarks/run.py NAME ...   # some of them
-python benchmarks/render.py         # tables and pictures of what is stored, in benchmarks/README.md
+Results go to results/bench/, with hardware and versions:
+
+    python benchmarks/run.py            # every measurement
+    python benchmarks/run.py NAME ...   # some of them
+    python benchmarks/run.py --out benchmarks/results  # to be published
+    python benchmarks/render.py         # write benchmarks/README.md
+
+Every measurement runs in a process of its own. The last command makes tables and
+pictures of the stored results.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import precision
 import promises
 import protocol
 import scaling
-from measure import RESULTS, store
+from measure import store
 
 MEASUREMENTS = {
     f.__name__: f
@@ -37,22 +43,43 @@ MEASUREMENTS = {
         scaling.scaling,
         scaling.compile_time,
         scaling.random_numbers,
+        scaling.stale_programs,
         protocol.linear_three,
     )
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run measurements, each in a fresh process, and store them; the exit status."""
-    parser = argparse.ArgumentParser(prog="sgfbias bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="which; all if none is named")
-    parser.add_argument("--list", action="store_true", help="say what each measures")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--here", action="store_true", help="in this process, printed as JSON")
+    """Run measurements, each in a fresh process, and store them; returns the exit
+    status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="sgfbias bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", help="measurements to run; default all of them")
+    parser.add_argument(
+        "--list", action="store_true", help="list the measurements and what they measure"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/bench"),
+        help="folder for the results, by default results/bench; the published results are in "
+        "benchmarks/results",
+    )
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="run in this process, and print the results as JSON instead of storing them",
+    )
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in MEASUREMENTS:
-            parser.error(f"there is no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
+            parser.error(
+                f"there is no measurement {name!r}; the measurements are {', '.join(MEASUREMENTS)}"
+            )
     if options.list:
         for name in options.names or MEASUREMENTS:
             print(f"{name}\n    {' '.join(str(MEASUREMENTS[name].__doc__).split())}")
@@ -62,14 +89,21 @@ def main(arguments: list[str] | None = None) -> int:
         if options.here:
             print(json.dumps(MEASUREMENTS[name]()))
             continue
-        done = subprocess.run([sys.executable, __file__, name, "--here"], stdout=subprocess.PIPE, text=True)
-        if done.returncode:  # its own error is on the screen; the others still run
+        done = subprocess.run(
+            [sys.executable, __file__, name, "--here"], stdout=subprocess.PIPE, text=True
+        )
+        if done.returncode:  # its error has been printed, and the others still run
             failed.append(name)
-            print(f"{name}: failed", file=sys.stderr)
+            print(f"the measurement {name} failed", file=sys.stderr)
             continue
         what = " ".join(str(MEASUREMENTS[name].__doc__).split())
-        result = store(name, {"what": what, **json.loads(done.stdout.splitlines()[-1])}, options.out)
-        print(json.dumps({key: result[key] for key in result if key not in ("stages", "versions")}), flush=True)
+        result = store(
+            name, {"what": what, **json.loads(done.stdout.splitlines()[-1])}, options.out
+        )
+        print(
+            json.dumps({key: result[key] for key in result if key not in ("stages", "versions")}),
+            flush=True,
+        )
     return 1 if failed else 0
 
 

@@ -1,6 +1,11 @@
-"""The contenders by pytest-benchmark, for comparisons between commits: `pytest benchmarks -m benchmark --benchmark-autosave`.
+"""The contenders in pytest-benchmark, for comparisons between commits.
 
-Not part of the tests. What is published comes from `sgfbias bench`, which times in turns.
+They are run by
+
+    pytest benchmarks -m benchmark --benchmark-autosave
+
+They are not part of the tests. The published numbers come from `sgfbias bench`, in
+which the contenders take turns.
 """
 
 from __future__ import annotations
@@ -37,5 +42,5 @@ def runs(request):
 def test_steps(benchmark, runs, name):
     run, seeds, steps = runs[name]
     benchmark.extra_info["million_seed_steps"] = seeds * steps / 1e6
-    jax.block_until_ready(run())  # compiles
+    jax.block_until_ready(run())  # the first call compiles
     benchmark.pedantic(lambda: jax.block_until_ready(run()), rounds=3)

@@ -1,7 +1,10 @@
-"""The page `combinations.md`: which noise models, coordinates and solvers go together, asked of `simulate` itself.
+"""Write the page `combinations.md`, which lists the noise models, coordinates and
+solvers that go together.
 
-`python docs/combinations.py` writes the page; `tests/test_docs.py` checks that it is what `simulate` accepts and refuses today. Each
-combination is traced for two steps on a small problem, which runs every check of `simulate` without compiling anything.
+`python docs/combinations.py` asks `simulate` itself and writes the page.
+`tests/house/test_docs.py` checks that the page agrees with what `simulate` accepts and
+refuses today. Each combination is traced for two steps on a small problem, which runs
+every check of `simulate` without compiling anything.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ NOISES = {
     "`LabelNoise(delta)`": sgf.LabelNoise(0.1),
     "`LabelNoise(schedule)`": sgf.LabelNoise(lambda iteration: 0.1 / (1 + iteration)),
     "`IsotropicNoise(sigma)`": sgf.IsotropicNoise(0.1),
-    "`MinibatchNoise(b) + LabelNoise(delta)`": sgf.MinibatchNoise(2) + sgf.LabelNoise(0.1, mean_loss=False),
+    "`MinibatchNoise(b) + LabelNoise(delta)`": sgf.MinibatchNoise(2)
+    + sgf.LabelNoise(0.1, mean_loss=False),
 }
 SOLVERS = {
     "Euler": dfx.Euler(),
@@ -38,15 +42,30 @@ SOLVERS = {
     "EulerHeun": dfx.EulerHeun(),
     "ItoMilstein": dfx.ItoMilstein(),
 }
-LETTERS = {"Euler": "E", "PredictorCorrector": "P", "RungeKuttaChebyshev": "C", "Heun": "H", "EulerHeun": "S", "ItoMilstein": "M"}
-REFUSED_SOLVERS = {"`ReversibleHeun()`": dfx.ReversibleHeun(), "`SPaRK()`": dfx.SPaRK(), "`KenCarp4()`": dfx.KenCarp4()}
+LETTERS = {
+    "Euler": "E",
+    "PredictorCorrector": "P",
+    "RungeKuttaChebyshev": "C",
+    "Heun": "H",
+    "EulerHeun": "S",
+    "ItoMilstein": "M",
+}
+REFUSED_SOLVERS = {
+    "`ReversibleHeun()`": dfx.ReversibleHeun(),
+    "`SPaRK()`": dfx.SPaRK(),
+    "`KenCarp4()`": dfx.KenCarp4(),
+}
 
 OTHERS = {
     "`GradientFlow()`, adaptive": sgf.GradientFlow(),
     "`GradientFlow(dt=)`": sgf.GradientFlow(dt=0.1),
     "`MomentumFlow(lam)`": sgf.MomentumFlow(0.1),
-    "`StochasticGradientFlow(..., order=2)`": sgf.StochasticGradientFlow(0.1, sgf.MinibatchNoise(1), order=2),
-    '`StochasticGradientFlow(..., increments="two-point")`': sgf.StochasticGradientFlow(0.1, increments="two-point"),
+    "`StochasticGradientFlow(..., order=2)`": sgf.StochasticGradientFlow(
+        0.1, sgf.MinibatchNoise(1), order=2
+    ),
+    '`StochasticGradientFlow(..., increments="two-point")`': sgf.StochasticGradientFlow(
+        0.1, increments="two-point"
+    ),
     "`GradientDescent(gamma)`": sgf.GradientDescent(0.1),
     "`StochasticGradientDescent(gamma, b)`": sgf.StochasticGradientDescent(0.1),
     "`SVAG(gamma, l, b)`": sgf.SVAG(0.1, 2),
@@ -55,12 +74,17 @@ OTHERS = {
 
 
 def places() -> dict[str, tuple[Any, Any, str]]:
-    """`heading -> (network, problem, coordinates)`."""
+    """Return `{heading: (network, problem, coordinates)}`, one entry per column."""
     X, y = jax.random.normal(jax.random.key(0), (N, D), jnp.float64), jnp.ones(N, jnp.float64)
     regression = sgf.SparseRegression(X, y)
-    shallow, deep = (sgf.DiagonalNetwork.init(alpha=0.1, d=D, depth=p, dtype=jnp.float64) for p in (2, 3))
+    shallow, deep = (
+        sgf.DiagonalNetwork.init(alpha=0.1, d=D, depth=p, dtype=jnp.float64) for p in (2, 3)
+    )
     product = sgf.ProductNetwork.init(alpha=0.1, d=D, dtype=jnp.float64)
-    one, several = (eqx.nn.MLP(D, size, 2, 1, key=jax.random.key(0), dtype=jnp.float64) for size in ("scalar", 2))
+    one, several = (
+        eqx.nn.MLP(D, size, 2, 1, key=jax.random.key(0), dtype=jnp.float64)
+        for size in ("scalar", 2)
+    )
     classes = sgf.Problem(X, jnp.zeros((N, 2), jnp.float64))
     return {
         "diagonal, `mirror`": (shallow, regression, "mirror"),
@@ -75,14 +99,18 @@ def places() -> dict[str, tuple[Any, Any, str]]:
 
 
 def refusal(dynamics: Any, place: tuple[Any, Any, str], **options: Any) -> str:
-    """Why `simulate` refuses; empty if it does not."""
+    """Return the reason why `simulate` refuses, or "" if it accepts."""
     network, problem, coordinates = place
     keys = sgf.seeds(0, 1) if dynamics.is_stochastic else None
     length = {"t1": 1.0} if dynamics.clock is None else {"steps": 2}
     try:
-        # Traced, not run: whatever `simulate` has against it is said while it is traced.
+        # The call is traced and not run, because `simulate` raises all its refusals
+        # while it is traced.
         jax.eval_shape(
-            lambda k: sgf.simulate(dynamics, network, problem, keys=k, coordinates=coordinates, **length, **options).final["loss"], keys
+            lambda k: sgf.simulate(
+                dynamics, network, problem, keys=k, coordinates=coordinates, **length, **options
+            ).final["loss"],
+            keys,
         )
     except ValueError as error:
         return str(error)
@@ -90,34 +118,41 @@ def refusal(dynamics: Any, place: tuple[Any, Any, str], **options: Any) -> str:
 
 
 class Notes:
-    """Reasons, each numbered once, whatever the name of what is refused."""
+    """Number the reasons for refusals.
+
+    Reasons that differ only in the name of the refused object share a number.
+    """
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def mark(self, reason: str, name: str) -> str:
-        """The number of a reason, as a superscript."""
+        """Return the number of a reason, as a superscript."""
         text = reason.replace(name, "This")
         if text not in self.texts:
             self.texts.append(text)
         return f"<sup>{self.texts.index(text) + 1}</sup>"
 
     def lines(self) -> list[str]:
-        """The reasons as a list."""
+        """Return the reasons as a numbered list in Markdown."""
         return [f"{k}. {text}" for k, text in enumerate(self.texts, 1)]
 
 
 def cell(noise: Any, place: tuple[Any, Any, str], notes: Notes) -> str:
-    """The solvers that a noise model goes with in a place, and the notes why not the others."""
+    """Return the solvers that accept a noise model in a place, with marks for the
+    reasons why the others refuse it.
+    """
     flow = sgf.StochasticGradientFlow(0.1, noise)
     refused = {name: refusal(flow, place, solver=solver) for name, solver in SOLVERS.items()}
-    marks = "".join(dict.fromkeys(notes.mark(reason, name) for name, reason in refused.items() if reason))
+    marks = "".join(
+        dict.fromkeys(notes.mark(reason, name) for name, reason in refused.items() if reason)
+    )
     accepted = [LETTERS[name] for name, reason in refused.items() if not reason]
     return ("all" if not marks else " ".join(accepted) or "none") + marks
 
 
 def table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> list[str]:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     return [
         f"| {corner} | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
@@ -126,18 +161,30 @@ def table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> list[s
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     where, noises, motions = places(), Notes(), Notes()
-    first = {name: [cell(noise, place, noises) for place in where.values()] for name, noise in NOISES.items()}
+    first = {
+        name: [cell(noise, place, noises) for place in where.values()]
+        for name, noise in NOISES.items()
+    }
 
     def moves(dynamics: Any, place: tuple[Any, Any, str]) -> str:
         reason = refusal(dynamics, place).partition(", but are")[0]
         return "no" + motions.mark(reason, type(dynamics).__name__) if reason else "yes"
 
-    second = {name: [moves(dynamics, place) for place in where.values()] for name, dynamics in OTHERS.items()}
-    legend = ", ".join(f"**{letter}** `{'sgfbias' if hasattr(sgf, name) else 'diffrax'}.{name}()`" for name, letter in LETTERS.items())
+    second = {
+        name: [moves(dynamics, place) for place in where.values()]
+        for name, dynamics in OTHERS.items()
+    }
+    legend = ", ".join(
+        f"**{letter}** `{'sgfbias' if hasattr(sgf, name) else 'diffrax'}.{name}()`"
+        for name, letter in LETTERS.items()
+    )
     mirror = where["diagonal, `mirror`"]
-    bad = [f"- {name}: {refusal(sgf.StochasticGradientFlow(0.1), mirror, solver=solver)}" for name, solver in REFUSED_SOLVERS.items()]
+    bad = [
+        f"- {name}: {refusal(sgf.StochasticGradientFlow(0.1), mirror, solver=solver)}"
+        for name, solver in REFUSED_SOLVERS.items()
+    ]
     lines = [
         "---",
         "hide: [toc]",
@@ -145,13 +192,16 @@ def page() -> str:
         "",
         "# What goes together",
         "",
-        "This page is written by `docs/combinations.py`, which asks `simulate` for every combination; a test checks that it is up to date. A",
-        "reason below a table is the error that `simulate` raises. `mirror`, `log` and `weights` are what `coordinates=` takes; the default is",
-        "`mirror` for first-order flows on diagonal networks and `weights` for everything else.",
+        "`docs/combinations.py` writes this page by asking `simulate` for every combination, and "
+        "a test checks that the page is up to date. The reasons below a table are the errors "
+        "that `simulate` raises. The argument `coordinates=` takes `mirror`, `log` or `weights`. "
+        "The default is `mirror` for first-order flows on diagonal networks and `weights` for "
+        "everything else.",
         "",
         "## Noise models, coordinates and solvers",
         "",
-        f"`StochasticGradientFlow(gamma, noise)` in each place, by the solvers {legend}; **all** is every one of them.",
+        "The table shows which solvers accept `StochasticGradientFlow(gamma, noise)` in each "
+        f"place. The solvers are {legend}; **all** means every one of them.",
         "",
         '<div class="wide" markdown>',
         "",
@@ -161,8 +211,9 @@ def page() -> str:
         "",
         *noises.lines(),
         "",
-        "All noise models but `IsotropicNoise` are of the span of the examples, so the bias theorem holds for them; `land` is derived for",
-        "`MeanLossNoise` and `NoNoise` only. See [noise models](guide/noise.md).",
+        "All noise models but `IsotropicNoise` stay in the span of the examples, so the bias "
+        "theorem holds for them. `land` is derived for `MeanLossNoise` and `NoNoise` only. See "
+        "[noise models](guide/noise.md).",
         "",
         "## Other dynamics and coordinates",
         "",
@@ -174,8 +225,10 @@ def page() -> str:
         "",
         *motions.lines(),
         "",
-        "`GradientFlow` and `MomentumFlow` take Diffrax's solvers of ordinary differential equations, adaptive ones where `dt` is not given.",
-        "`GradientDescent`, `StochasticGradientDescent`, `SVAG` and `OptaxDescent` are iterations and take no solver.",
+        "`GradientFlow` and `MomentumFlow` take Diffrax's solvers of ordinary differential "
+        "equations, which are adaptive if `dt` is not given. `GradientDescent`, "
+        "`StochasticGradientDescent`, `SVAG` and `OptaxDescent` are iterations and take no "
+        "solver.",
         "",
         "## Solvers that are refused",
         "",

@@ -1,4 +1,6 @@
-"""What MkDocs is helped with: sections of README.md inside pages, files beside it, and formulas as MathML, so that no page needs the network."""
+"""Hooks of MkDocs. They put sections of README.md into pages, add files that README.md
+links to, and write formulas as MathML, so that no page needs the network.
+"""
 
 from __future__ import annotations
 
@@ -11,70 +13,127 @@ ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = re.compile(r"^<!-- (readme|file): (.+?) -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+# README.md links to these files, and the site contains them unchanged.
 SHIPPED = (
     "notebooks/*",
     "benchmarks/*.py",
+    "benchmarks/pictures/*",
     "benchmarks/results/*.json",
     "CITATION.cff",
-)  # what README.md links to, and the site has as it is
-PAGES = {"benchmarks/results/": "benchmarks.md", "benchmarks/README.md": "benchmarks.md"}
+)
+PAGES = {
+    "benchmarks/results/": "benchmarks.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/NOTES.md": "benchmark_notes.md",
+}
 
 
 def sections(text: str) -> dict[str, str]:
-    """The sections of a Markdown file by heading of the second level; "start" is what stands before the first."""
+    """Split a Markdown file at its second-level headings.
+
+    Each section is listed under its heading. The text before the first heading is
+    listed under "start".
+    """
     parts = re.split(r"^## (.+)$", re.sub(r"^# .+\n", "", text, count=1), flags=re.MULTILINE)
-    return {"start": parts[0].strip(), **{name.strip(): body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}}
+    return {
+        "start": parts[0].strip(),
+        **{name.strip(): body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)},
+    }
 
 
 def included(kind: str, what: str, depth: int) -> str:
-    """A section of README.md, or a file of the repository (nothing if it is not there), with links as seen from a page at that depth.
+    """Return a section of README.md or the text of files of the repository, with links
+    adapted to a page at the given depth.
+
+    **Arguments:**
+
+    - `kind`: `"readme"` for a section of README.md, `"file"` for files.
+    - `what`: the heading of the section, or a path, in which * and ** act as in a glob.
+      A path that matches no file gives an empty text.
+    - `depth`: how many folders the page lies below the root of the site.
 
     **Raises:** `ValueError` for a section that README.md does not have.
     """
     if kind == "file":
-        path = ROOT / what
-        text = re.sub(r"^# .+\n", "", path.read_text(encoding="utf-8"), count=1).strip() if path.is_file() else ""
-        return relinked(text, depth, path.relative_to(ROOT).parent.as_posix())
+        texts = []
+        for path in sorted(ROOT.glob(what)):
+            text = re.sub(r"^# .+\n", "", path.read_text(encoding="utf-8"), count=1).strip()
+            texts.append(relinked(text, depth, path.relative_to(ROOT).parent.as_posix()))
+        return "\n\n".join(texts)
     known = sections((ROOT / "README.md").read_text(encoding="utf-8"))
     if what not in known:
-        raise ValueError(f"README.md has no section {what!r}, which a page includes; there are {', '.join(known)}")
+        raise ValueError(
+            f"README.md has no section {what!r}, which a page includes; its sections are "
+            f"{', '.join(known)}"
+        )
     return relinked(known[what], depth, ".")
 
 
 def relinked(text: str, depth: int, folder: str) -> str:
-    """The text with relative links, which start at `folder` of the repository, as seen from a page at that depth; what the site does not
-    have is no longer a link."""
+    """Adapt the relative links of a text from `folder` of the repository to a page at
+    the given depth. A link to something that the site does not have becomes plain text.
+    """
 
     def one(found: re.Match[str]) -> str:
         mark, words, link = found.groups()
         target = PAGES.get(path := f"{folder}/{link}".removeprefix("./"), path)
-        known = path in PAGES or target.startswith("docs/") or any(PurePosixPath(target).match(pattern) for pattern in SHIPPED)
+        known = (
+            path in PAGES
+            or target.startswith("docs/")
+            or any(PurePosixPath(target).match(pattern) for pattern in SHIPPED)
+        )
         return f"{mark}[{words}]({'../' * depth}{target.removeprefix('docs/')})" if known else words
 
     return LINK.sub(one, text)
 
 
+def guides() -> dict[str, Path]:
+    """Return the guide page of every system that has one, by the system's folder."""
+    return {path.parent.name: path for path in sorted(ROOT.glob("sgfbias/*/guide.md"))}
+
+
+def on_config(config: Any) -> Any:
+    """Put the guide page of every system into the navigation, before "Studies"."""
+    place = next((k for k, entry in enumerate(config.nav) if "Studies" in entry), len(config.nav))
+    config.nav.insert(
+        place,
+        {"Systems": [{_title(path): f"systems/{name}.md"} for name, path in guides().items()]},
+    )
+    return config
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """Add what README.md links to."""
+    """Add the files that README.md links to, and the guide page of every system."""
     from mkdocs.structure.files import File
+
+    for name, path in guides().items():
+        files.append(File.generated(config, f"systems/{name}.md", abs_src_path=str(path)))
 
     for pattern in SHIPPED:
         for path in sorted(ROOT.glob(pattern)):
-            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+            files.append(
+                File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path))
+            )
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put in what a page includes."""
+    """Replace each include comment of a page by the text that it includes."""
     depth = page.file.src_uri.count("/")
     return INCLUDE.sub(lambda found: included(found[1], found[2], depth), markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Write formulas as MathML, which browsers show by themselves."""
+    """Write formulas as MathML, which browsers show without JavaScript."""
     from latex2mathml.converter import convert
 
     def one(found: re.Match[str]) -> str:
-        return convert(html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline")
+        return convert(
+            html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline"
+        )
 
     return FORMULA.sub(one, content)

@@ -1,9 +1,11 @@
 # %% [markdown]
 # # 5. Gradients of hyperparameters
 #
-# Which initialisation and which step size generalise best? One can sweep (notebook 4), or ask the derivative. Every run here is
-# differentiable with respect to everything it was given, along each seed's own random numbers. We look at one such gradient, check it two
-# ways, follow it downhill, and then learn forty hyperparameters at once, which no grid could.
+# Which initialisation and which step size generalise best? One can run a sweep
+# (notebook 4) or compute a derivative. Every run of sgfbias is differentiable with
+# respect to everything that it was given, along each seed's own random numbers. In this
+# notebook we compute one such gradient, check it in two ways and follow it downhill.
+# Then we learn forty hyperparameters at once, which no grid could do.
 
 # %%
 import warnings
@@ -18,17 +20,22 @@ import numpy as np
 import optax
 
 import sgfbias as sgf
-from sgfbias.plotting import tidy
+from sgfbias.study.plotting import tidy
 
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]
 # ## The outcome
 #
-# A function of the hyperparameters and of **one** seed's key. Ours is the logarithm of the validation error $|\beta_\infty - \beta^*|_2^2$
-# of the solution that the seed is going to: `simulate` for a short while, then `land`. The run is differentiated step by step, and the
-# landed solution by the implicit function theorem, so the derivative is that of the limit, not of where the run happens to stop. `dt` is
-# the width of a solver step; without it that would be $\gamma$, and the run would become shorter with $\gamma$.
+# An outcome is a function of the hyperparameters and of the key of **one** seed. Ours
+# is the logarithm of the validation error $|\beta_\infty - \beta^*|_2^2$ of the
+# solution to which the seed is going: we `simulate` for a short while and then `land`.
+# The run is differentiated step by step, and the landed solution is differentiated by
+# the implicit function theorem. The result is therefore the derivative of the limit,
+# not of the point at which the run happens to stop.
+#
+# `dt` is the width of a solver step. If it were not given, it would be $\gamma$, and
+# the run would become shorter as $\gamma$ falls.
 
 # %%
 problem = sgf.SparseRegression.sample(jax.random.key(1), n=20, d=50, sparsity=3)
@@ -47,33 +54,51 @@ gradient = sgf.hypergradient(outcome, start, keys=keys)
 print(gradient)
 
 # %% [markdown]
-# Both signs make sense: a larger initialisation (`log_alpha`) hurts, more noise (`gamma`) helps. The standard errors are over seeds. The
-# last line says whether a single seed makes up the mean; near the edge of stability it would, and you would be warned.
+# Both signs make sense: a larger initialisation (`log_alpha`) hurts, and more noise
+# (`gamma`) helps. The standard errors are over seeds. The last line tells you whether a
+# single seed dominates the mean. Near the edge of stability one would, and you would
+# get a warning.
 #
 # ## Two checks
 #
-# 1. *Central differences*, $[f(\theta + \epsilon) - f(\theta - \epsilon)]/2\epsilon$, with the same keys in both runs. Their error is of
-#    the order $\epsilon^2$, with $\epsilon$ small against $\theta$: six digits or so should agree.
-# 2. *Theory, without noise*: as $\gamma \to 0$ the limit is `select(problem, log_alpha)` and no run is needed. Its derivative must be what
-#    the gradient in `log_alpha` tends to.
+# 1. *Central differences*, $[f(\theta + \epsilon) - f(\theta - \epsilon)]/2\epsilon$,
+#    with the same keys in both runs. Their error is of the order $\epsilon^2$, and
+#    $\epsilon$ is small compared with $\theta$, so about six digits should agree.
+# 2. *Theory, without noise.* As $\gamma \to 0$ the limit is
+#    `select(problem, log_alpha)`, which needs no run. The gradient in `log_alpha` must
+#    tend to the derivative of that solution's outcome.
 
 # %%
 epsilon = 1e-4
 for name in start:
-    moved = [sgf.hypergradient(outcome, {**start, name: start[name] + sign * epsilon}, keys=keys).value for sign in (1, -1)]
+    moved = [
+        sgf.hypergradient(outcome, {**start, name: start[name] + sign * epsilon}, keys=keys).value
+        for sign in (1, -1)
+    ]
     difference = float((moved[0] - moved[1]) / (2 * epsilon))
-    print(f"d outcome / d {name:9}  by differences {difference:.7f}, by gradient {float(gradient.gradient[name]):.7f}")
+    by_gradient = float(gradient.gradient[name])
+    print(f"d outcome / d {name:9}  by differences {difference:.7f}, by gradient {by_gradient:.7f}")
 
-limit = float(jax.grad(lambda a: jnp.log(problem.validation_error(sgf.select(problem, a).beta)))(start["log_alpha"]))
+
+def outcome_without_noise(log_alpha):
+    return jnp.log(problem.validation_error(sgf.select(problem, log_alpha).beta))
+
+
+limit = float(jax.grad(outcome_without_noise)(start["log_alpha"]))
 for gamma in (0.03, 0.01, 0.003):
-    slope = sgf.hypergradient(outcome, {**start, "gamma": jnp.asarray(gamma)}, keys=keys).gradient["log_alpha"]
-    print(f"gamma {gamma:<6} slope in log alpha: without noise, in theory, {limit:.4f}; measured {float(slope):.4f}")
+    hyper = {**start, "gamma": jnp.asarray(gamma)}
+    slope = float(sgf.hypergradient(outcome, hyper, keys=keys).gradient["log_alpha"])
+    print(
+        f"gamma {gamma:<6} slope in log alpha: "
+        f"theory without noise {limit:.4f}, measured {slope:.4f}"
+    )
 
 # %% [markdown]
 # ## Downhill
 #
-# `tune` follows the gradient with any Optax optimiser. `bounds` are kept by a change of variables. The random numbers stay the same, so the
-# outcome falls smoothly.
+# `tune` follows the gradient with any Optax optimiser. It changes variables so that the
+# hyperparameters stay within `bounds`. The random numbers stay the same in all
+# iterations, so the outcome falls smoothly.
 
 # %%
 found = sgf.tune(
@@ -87,17 +112,23 @@ found = sgf.tune(
 history = found.history
 print(found)
 fresh = sgf.hypergradient(outcome, found.hyper, keys=sgf.seeds(32, 64))
-print(f"log error on seeds the search has not seen: {float(fresh.value):.3f} +- {float(fresh.error):.3f}, on its own {found.value:.3f}")
+print(
+    f"log error on seeds that the search has not seen: {float(fresh.value):.3f} "
+    f"+- {float(fresh.error):.3f}, on the seeds of the search: {found.value:.3f}"
+)
 
 # %% [markdown]
 # ## One alpha per coordinate
 #
-# Now a question with forty answers. Many small regression tasks share the *support* of their truth (the same 4 coordinates of 40 matter),
-# but each has its own data and values. Ten examples per task are too few. Could the initialisation carry what the tasks have in common? The
-# potential $\phi_\alpha$ charges a coordinate with small $\alpha_j$ more, so **theory predicts**: $\alpha_j$ rises on the support and falls
-# elsewhere.
+# The next question has forty answers. Many small regression tasks share the *support*
+# of their truth: the same 4 coordinates of 40 matter in all of them. But each task has
+# data and values of its own, and its ten examples are too few. Could the initialisation
+# carry what the tasks have in common? The potential $\phi_\alpha$ charges more for a
+# coordinate with a small $\alpha_j$, so **theory predicts** that $\alpha_j$ rises on
+# the support and falls elsewhere.
 #
-# Here the key draws the task as well as the noise, and `tune` averages over tasks. It is never told the support.
+# Here the key draws the task as well as the noise, and `tune` averages over tasks. It
+# is never told the support.
 
 # %%
 d, n, support = 40, 10, np.array([3, 11, 24, 33])
@@ -118,45 +149,80 @@ def task_error(log_alpha, key):
 
 
 uniform = jnp.full(d, jnp.log(0.1))
-learned = sgf.tune(task_error, uniform, keys=sgf.seeds(0, 32), optimiser=optax.adam(0.4), iterations=10, bounds=(-6.0, -0.5))
+learned = sgf.tune(
+    task_error,
+    uniform,
+    keys=sgf.seeds(0, 32),
+    optimiser=optax.adam(0.4),
+    iterations=10,
+    bounds=(-6.0, -0.5),
+)
 held_out = sgf.seeds(1000, 1032)
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # of tasks without a limit, which are counted below
-    before, after = (sgf.hypergradient(task_error, a, keys=held_out) for a in (uniform, learned.hyper))
+    # Tasks without a limit raise a warning; they are counted below.
+    warnings.simplefilter("ignore", UserWarning)
+    before, after = (
+        sgf.hypergradient(task_error, a, keys=held_out) for a in (uniform, learned.hyper)
+    )
 on = np.isin(np.arange(d), support)
 values = np.asarray(learned.hyper)
 print(
-    f"log alpha on the support {values[on].min():.2f} to {values[on].max():.2f}, elsewhere {values[~on].min():.2f} to {values[~on].max():.2f}"
+    f"log alpha on the support {values[on].min():.2f} to {values[on].max():.2f}, "
+    f"elsewhere {values[~on].min():.2f} to {values[~on].max():.2f}"
 )
+among = int(np.isin(np.argsort(-values)[:4], support).sum())
+print(f"coordinates of the support among the 4 largest alphas: predicted 4, measured {among}")
 print(
-    f"coordinates of the support among the 4 largest alphas: predicted 4, measured {int(np.isin(np.argsort(-values)[:4], support).sum())}"
-)
-print(
-    f"geometric mean error on 32 unseen tasks ({before.excluded} and {after.excluded} lost): uniform {np.exp(float(before.value)):.3f}, learned {np.exp(float(after.value)):.4f}"
+    "geometric mean of the error on 32 unseen tasks: "
+    f"uniform {np.exp(float(before.value)):.3f} ({before.excluded} tasks excluded), "
+    f"learned {np.exp(float(after.value)):.4f} ({after.excluded} excluded)"
 )
 
 # %% [markdown]
-# **What to look at.** Left: the outcome falls as the search goes on. Middle: its path, from the bottom right, towards small $\alpha$ and
-# large $\gamma$. Right: the learned initialisation; the search found the four coordinates by itself.
+# **What to look at.** The left picture shows the outcome falling during the search. The
+# middle picture shows the path of the search, from the bottom right towards small
+# $\alpha$ and large $\gamma$. The right picture shows the learned initialisation: the
+# search found the four coordinates by itself.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-axes[0].plot(history["iteration"], np.exp(history["value"]), "o-", color="#1b70b7", label="alpha and gamma")
-axes[0].plot(learned.history["iteration"], np.exp(learned.history["value"]), "s-", color="#e0a100", label="40 alphas")
-tidy(axes[0], title="Outcome", x="iteration", y="validation error (geometric mean)", x_scale="linear")
+for past, style, colour, label in (
+    (history, "o-", "#1b70b7", "alpha and gamma"),
+    (learned.history, "s-", "#e0a100", "40 alphas"),
+):
+    axes[0].plot(past["iteration"], np.exp(past["value"]), style, color=colour, label=label)
+tidy(
+    axes[0], title="Outcome", x="iteration", y="validation error (geometric mean)", x_scale="linear"
+)
 axes[0].legend(frameon=False)
 axes[1].plot(history["log_alpha"], history["gamma"], "o-", color="#1b70b7")
-tidy(axes[1], title="Path of the search", x="$\\log\\alpha$", y="$\\gamma$", x_scale="linear", y_scale="linear")
+tidy(
+    axes[1],
+    title="Path of the search",
+    x="$\\log\\alpha$",
+    y="$\\gamma$",
+    x_scale="linear",
+    y_scale="linear",
+)
 axes[2].bar(np.arange(d), np.exp(values), color=np.where(on, "#c23b8f", "#9a9a9a"))
 axes[2].axhline(0.1, color="black", linewidth=1, linestyle="--")
-tidy(axes[2], title="Learned $\\alpha_j$ (pink: the true support)", x="coordinate $j$", y="$\\alpha_j$", x_scale="linear")
+tidy(
+    axes[2],
+    title="Learned $\\alpha_j$ (pink: the true support)",
+    x="coordinate $j$",
+    y="$\\alpha_j$",
+    x_scale="linear",
+)
 plt.show()
 
 # %% [markdown]
 # **Try next.**
-# - Move the support in `held_out` tasks: what was learned then hurts, as it should.
-# - A noise schedule: `sgf.LabelNoise(delta)` takes any function of the iteration, and its parameters can be hyperparameters (`sgfbias run
-#   noise-schedule`).
-# - `mode="forward"`: the other way to differentiate the same steps; it agrees to rounding.
-# - `growth=` of `hypergradient` measures how fast tangents grow: the first thing to look at when gradients become wild.
-# - `checkpoint="search.npz"` in `tune`: a search that may be killed and goes on.
+# - Move the support in the `held_out` tasks. What was learned should then hurt.
+# - Learn a noise schedule: `sgf.LabelNoise(delta)` takes any function of the iteration,
+#   and the parameters of that function can be hyperparameters
+#   (`sgfbias run noise-schedule`).
+# - Use `mode="forward"`, the other way to differentiate the same steps. The two modes
+#   agree up to rounding.
+# - Use the argument `growth=` of `hypergradient`, which measures how fast tangents
+#   grow. Check it first when gradients become very large.
+# - Use `checkpoint="search.npz"` in `tune`: a search that was killed is then resumed.

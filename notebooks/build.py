@@ -1,6 +1,8 @@
-"""Execute the notebooks: each numbered script in the percent format is written beside itself as .ipynb, with its outputs.
+"""Execute the notebooks. Each numbered script in the percent format is run, and an
+.ipynb with its outputs is written beside it.
 
-`make notebooks`, or `python notebooks/build.py 01 03` for some of them. What belongs to this machine is left out: times, paths, and the
+`make notebooks` builds all of them, `python notebooks/build.py 01 03` only those two.
+The stored notebooks leave out whatever depends on the machine: times, paths, and the
 outputs of cells tagged `machine`.
 """
 
@@ -14,17 +16,21 @@ import jupytext
 import nbformat
 
 HERE = Path(__file__).parent
-MOST = 400_000  # bytes of a notebook
+MOST = 400_000  # the largest size of a stored notebook, in bytes
 PATHS = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|usr|opt|private|var)/")
 
 
 def scripts() -> list[Path]:
-    """The numbered scripts, in order."""
+    """Return the numbered scripts, in order."""
     return sorted(HERE.glob("[0-9][0-9]_*.py"))
 
 
 def parse(script: Path) -> nbformat.NotebookNode:
-    """The notebook of a script, without outputs; cells are named by their number, so that nothing changes where nothing did."""
+    """Return the notebook of a script, without outputs.
+
+    Each cell is identified by its number, so cells that did not change are stored
+    unchanged.
+    """
     notebook = jupytext.read(script, fmt="py:percent")
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
@@ -37,34 +43,65 @@ def parse(script: Path) -> nbformat.NotebookNode:
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:
-    """All text that the outputs show."""
+    """Return all text that the outputs show."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     texts = [output.get("text", "") for output in outputs]
-    return "\n".join([*texts, *(str(v) for o in outputs for k, v in o.get("data", {}).items() if k.startswith("text/"))])
+    return "\n".join(
+        [
+            *texts,
+            *(
+                str(v)
+                for o in outputs
+                for k, v in o.get("data", {}).items()
+                if k.startswith("text/")
+            ),
+        ]
+    )
 
 
 def faults(notebook: nbformat.NotebookNode) -> list[str]:
-    """What a notebook that is stored must not have, and what it must."""
+    """List the reasons why a notebook must not be stored: an error, output on stderr,
+    no picture, a path of this machine, or too large a file.
+    """
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    found = [f"a cell raised {output['ename']}: {output['evalue']}" for output in outputs if output["output_type"] == "error"]
-    found += [f"a cell printed to stderr: {output['text'][:200]}" for output in outputs if output.get("name") == "stderr"]
+    found = [
+        f"a cell raised {output['ename']}: {output['evalue']}"
+        for output in outputs
+        if output["output_type"] == "error"
+    ]
+    found += [
+        f"a cell printed to stderr: {output['text'][:200]}"
+        for output in outputs
+        if output.get("name") == "stderr"
+    ]
     if not any("image/png" in output.get("data", {}) for output in outputs):
         found.append("there is no picture")
     if match := PATHS.search(printed(notebook)):
-        found.append(f"an output has a path of this machine: {printed(notebook)[match.start() : match.start() + 60]!r}")
+        found.append(
+            "an output contains a path of this machine: "
+            f"{printed(notebook)[match.start() : match.start() + 60]!r}"
+        )
     size = len(nbformat.writes(notebook).encode())
-    return [*found, f"{size:,} bytes, more than {MOST:,}"] if size > MOST else found
+    return (
+        [*found, f"the notebook has {size:,} bytes, more than {MOST:,}"] if size > MOST else found
+    )
 
 
 def execute(script: Path) -> nbformat.NotebookNode:
-    """The notebook of a script, with outputs.
+    """Execute the notebook of a script and return it with its outputs.
 
-    **Raises:** `nbclient.exceptions.CellExecutionError` with the cell and its traceback; `ValueError` for what must not be stored.
+    **Raises:** `nbclient.exceptions.CellExecutionError` if a cell fails, with the cell
+    and its traceback; `ValueError` if the notebook has faults and must not be stored.
     """
     from nbclient import NotebookClient
 
     notebook = parse(script)
-    options = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    options = {
+        "timeout": 600,
+        "kernel_name": "python3",
+        "record_timing": False,
+        "coalesce_streams": True,
+    }
     NotebookClient(notebook, resources={"metadata": {"path": HERE}}, **options).execute()
     notebook["metadata"] = parse(script)["metadata"]
     for cell in notebook.cells:
@@ -72,7 +109,8 @@ def execute(script: Path) -> nbformat.NotebookNode:
         if "machine" in cell.metadata.get("tags", []):
             cell["outputs"] = []
         for output in cell.get("outputs", []):
-            # Numbers, pictures and plain text; xarray's tables in HTML are large and carry identifiers that change.
+            # Only numbers, pictures and plain text are kept: xarray's HTML tables are
+            # large and contain identifiers that change.
             output.get("data", {}).pop("text/html", None)
     if wrong := faults(notebook):
         raise ValueError(f"{script.name}: " + "; ".join(wrong))
@@ -80,8 +118,9 @@ def execute(script: Path) -> nbformat.NotebookNode:
 
 
 def main(asked: list[str]) -> None:
-    """Execute and write those whose names begin as asked, or all."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what XLA says about the machine
+    """Execute and write the notebooks whose names start as asked, or all of them."""
+    # Keep XLA from printing about the machine.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     for script in scripts():
         if asked and not any(script.name.startswith(name) for name in asked):
@@ -90,7 +129,9 @@ def main(asked: list[str]) -> None:
         notebook = execute(script)
         nbformat.write(notebook, script.with_suffix(".ipynb"))
         print(
-            f"{script.stem}: {time.perf_counter() - began:.0f} s, {script.with_suffix('.ipynb').stat().st_size / 1000:.0f} kB", flush=True
+            f"{script.stem}: {time.perf_counter() - began:.0f} s, "
+            f"{script.with_suffix('.ipynb').stat().st_size / 1000:.0f} kB",
+            flush=True,
         )
 
 

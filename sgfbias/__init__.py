@@ -1,6 +1,10 @@
-"""Which solution does the training algorithm pick, and does theory predict it?"""
+"""Which solution does the training algorithm pick, and does theory predict it?
 
-from sgfbias.citing import cite as cite
+The names of the core and of the main system, diagonal linear networks, are defined
+here. Every other system is a subpackage `sgfbias.NAME`, which is loaded at its first
+use.
+"""
+
 from sgfbias.core.brownian import seeds as seeds
 from sgfbias.core.descent import SVAG as SVAG
 from sgfbias.core.descent import GradientDescent as GradientDescent
@@ -9,10 +13,6 @@ from sgfbias.core.descent import StochasticGradientDescent as StochasticGradient
 from sgfbias.core.flow import GradientFlow as GradientFlow
 from sgfbias.core.flow import MomentumFlow as MomentumFlow
 from sgfbias.core.flow import StochasticGradientFlow as StochasticGradientFlow
-from sgfbias.core.growth import TangentGrowth as TangentGrowth
-from sgfbias.core.growth import tangent_growth as tangent_growth
-from sgfbias.core.hypergradient import Hypergradient as Hypergradient
-from sgfbias.core.hypergradient import hypergradient as hypergradient
 from sgfbias.core.loss import AbstractLoss as AbstractLoss
 from sgfbias.core.loss import LogisticLoss as LogisticLoss
 from sgfbias.core.loss import SoftmaxCrossEntropyLoss as SoftmaxCrossEntropyLoss
@@ -31,22 +31,45 @@ from sgfbias.core.schedule import UntilTime as UntilTime
 from sgfbias.core.simulate import simulate as simulate
 from sgfbias.core.solver import PredictorCorrector as PredictorCorrector
 from sgfbias.core.solver import RungeKuttaChebyshev as RungeKuttaChebyshev
+from sgfbias.core.starts import Drawn as Drawn
+from sgfbias.core.starts import Stacked as Stacked
 from sgfbias.core.trajectory import Status as Status
 from sgfbias.core.trajectory import Trajectory as Trajectory
-from sgfbias.core.tune import Bounds as Bounds
-from sgfbias.core.tune import Tuned as Tuned
-from sgfbias.core.tune import tune as tune
-from sgfbias.diagonal.curve import solution_curve as solution_curve
 from sgfbias.diagonal.deep import DeepDiagonalNetwork as DeepDiagonalNetwork
-from sgfbias.diagonal.landing import land as land
 from sgfbias.diagonal.network import DiagonalNetwork as DiagonalNetwork
 from sgfbias.diagonal.problem import SparseRegression as SparseRegression
 from sgfbias.diagonal.product import ProductNetwork as ProductNetwork
-from sgfbias.diagonal.selection import minimum_l1 as minimum_l1
-from sgfbias.diagonal.selection import minimum_l2 as minimum_l2
-from sgfbias.diagonal.selection import select as select
-from sgfbias.ensemble.drive import SweepInterrupted as SweepInterrupted
-from sgfbias.ensemble.files import StoreError as StoreError
+from sgfbias.diagonal.theory.curve import solution_curve as solution_curve
+from sgfbias.diagonal.theory.landing import land as land
+from sgfbias.diagonal.theory.minimum_norm import minimum_l1 as minimum_l1
+from sgfbias.diagonal.theory.minimum_norm import minimum_l2 as minimum_l2
+from sgfbias.diagonal.theory.selection import select as select
+from sgfbias.ensemble.disk import StoreError as StoreError
+from sgfbias.ensemble.driver import SweepInterrupted as SweepInterrupted
 from sgfbias.ensemble.pool import processes as processes
 from sgfbias.ensemble.status import open_sweep as open_sweep
 from sgfbias.ensemble.sweep import Sweep as Sweep
+from sgfbias.gradients.growth import TangentGrowth as TangentGrowth
+from sgfbias.gradients.growth import tangent_growth as tangent_growth
+from sgfbias.gradients.hypergradient import Hypergradient as Hypergradient
+from sgfbias.gradients.hypergradient import hypergradient as hypergradient
+from sgfbias.gradients.tune import Bounds as Bounds
+from sgfbias.gradients.tune import Tuned as Tuned
+from sgfbias.gradients.tune import tune as tune
+from sgfbias.study.citing import cite as cite
+
+
+def __getattr__(name: str) -> object:
+    """Import the system called `name`, a folder of the package that has studies; or the
+    package's `__version__`.
+    """
+    import importlib
+    from pathlib import Path
+
+    if name == "__version__":
+        from sgfbias.core.provenance import version
+
+        return version()
+    if (Path(__file__).parent / name / "studies").is_dir():
+        return importlib.import_module(f"sgfbias.{name}")
+    raise AttributeError(f"module 'sgfbias' has no attribute {name!r}")

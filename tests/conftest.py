@@ -1,27 +1,100 @@
-"""Tests run in float64, with strict dtype promotion, array shapes checked at run time, and warnings as errors."""
+"""Settings of the tests: float64, strict dtype promotion, array shapes that are checked
+at run time, and warnings as errors.
+"""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
+
+TESTS = Path(__file__).parent
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# More than half of the time is compilation: workers share it, and a second run of the tests is spared it.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".pytest_cache" / "jax"))
+# More than half of the time goes into compilation. With this cache the workers share
+# compiled functions, and a second run of the tests compiles none.
+jax.config.update("jax_compilation_cache_dir", str(TESTS.parent / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
-with install_import_hook("sgfbias", "beartype.beartype"):
+# Shapes are checked in the folders with mathematics: core, gradients, and the systems.
+# The folders around them check their own arguments.
+UNHOOKED = ("cli", "ensemble", "study")
+FOLDERS = [
+    path.name
+    for path in (TESTS.parent / "sgfbias").iterdir()
+    if path.is_dir() and not path.name.startswith(("_", "."))
+]
+
+with install_import_hook(
+    [f"sgfbias.{name}" for name in FOLDERS if name not in UNHOOKED], "beartype.beartype"
+):
     import sgfbias  # noqa: F401
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("default")
 
+BEGAN = pytest.StashKey()
+
+
+def pytest_generate_tests(metafunc):
+    """Make one test of every mutation of a `StudyCase`."""
+    if "mutation" in metafunc.fixturenames:
+        metafunc.parametrize("mutation", metafunc.cls.mutations)
+
+
+def cpu_seconds():
+    """CPU seconds of this process and of the child processes that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def pytest_runtest_setup(item):
+    item.stash[BEGAN] = cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Add to every report the CPU seconds since the last report of this test. They are
+    shown for each folder, but no test asserts a limit.
+    """
+    report = yield
+    now = cpu_seconds()
+    report.user_properties.append((f"cpu {call.when}", now - item.stash.get(BEGAN, now)))
+    item.stash[BEGAN] = now
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the CPU seconds of each folder of tests."""
+    spent = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            folder = str(getattr(report, "nodeid", "")).split("::")[0].split("/")
+            own = dict(getattr(report, "user_properties", ())).get(
+                f"cpu {getattr(report, 'when', '')}", 0.0
+            )
+            spent["/".join(folder[1:-1]) or folder[0]] += own
+    shown = ", ".join(
+        f"{folder} {seconds:.0f}"
+        for folder, seconds in sorted(spent.items(), key=lambda row: -row[1])
+        if seconds >= 0.5
+    )
+    if shown:
+        terminalreporter.write_line(
+            f"CPU seconds by folder: {shown}; in all {sum(spent.values()):.0f}, without start-up"
+        )
+
 
 def pytest_collection_modifyitems(items):
-    """Files of long tests first, so that the short ones fill the other worker at the end."""
-    items.sort(key=lambda item: "test_stud" not in item.nodeid)
+    """Run the folders with long tests first, so that short tests keep all workers busy
+    at the end.
+    """
+    order = {"diagonal": 0, "gradients": 1, "core": 2}
+    items.sort(key=lambda item: order.get(item.path.parent.name, 3))

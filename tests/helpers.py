@@ -1,15 +1,21 @@
-"""Small problems and independent NumPy versions of the formulas, shared by the tests."""
+"""Small problems and independent NumPy versions of formulas that the tests share."""
+
+import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 import sgfbias as sgf
-from sgfbias.core.claim import broken
+from sgfbias.study.claim import broken
 
 
 def small_problem(seed=0, n=10, d=25, sparsity=3, **kwargs):
-    return sgf.SparseRegression.sample(jax.random.key(seed), n=n, d=d, sparsity=sparsity, dtype=jnp.float64, **kwargs)
+    return sgf.SparseRegression.sample(
+        jax.random.key(seed), n=n, d=d, sparsity=sparsity, dtype=jnp.float64, **kwargs
+    )
 
 
 def network(alpha=0.1, d=25):
@@ -17,7 +23,7 @@ def network(alpha=0.1, d=25):
 
 
 def outside_row_space(X, v):
-    """`|(I - P) v|` with P the projector on the row space of X."""
+    """`|(I - P) v|`, where P is the projector onto the row space of X."""
     _, s, rows = np.linalg.svd(np.asarray(X), full_matrices=False)
     rows = rows[s > 1e-12 * s[0]]
     v = np.asarray(v)
@@ -34,7 +40,7 @@ def rms(v):
 
 
 def same(a, b):
-    """Equal bit for bit."""
+    """Assert that two PyTrees are equal bit for bit."""
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
@@ -46,5 +52,17 @@ def mutated(dataset, name, change):
 
 
 def failed(study, dataset):
-    """Statements of the claims that must hold and fail."""
+    """The statements of the claims that must hold, but fail, as one text."""
     return " ".join(claim.statement for claim in broken(study.claims(dataset)))
+
+
+def made_up(config, variables, coordinates=None, **attrs):
+    """A made-up dataset of a study, on which its claims can be judged.
+
+    `variables` and `coordinates` map a name to (dimensions, values).
+    """
+    return xr.Dataset(
+        variables,
+        coordinates or {},
+        {"config": json.dumps(dataclasses.asdict(config), default=str), **attrs},
+    )

@@ -1,4 +1,7 @@
-"""The arguments of `simulate`, checked and completed: each error says what was given, what was expected and what to do instead."""
+"""Checks of the arguments of `simulate`, and defaults for those that are left out.
+
+Every error says what was given, what was expected and what to do instead.
+"""
 
 from __future__ import annotations
 
@@ -7,98 +10,135 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.brownian import check_keys
-from sgfbias.core.checks import check_positive, is_concrete
+from sgfbias.core.cached import shapes_of
+from sgfbias.core.checks import as_float, as_whole, check_positive, shown
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock, UntilTime
-from sgfbias.core.traced import shapes_of
 
 DEFAULT_TOLERANCE = 1e-14
 
 
 def check_model(network: Any, problem: Problem) -> None:
-    """Refuse a model whose outputs do not fit inputs, loss and targets.
+    """Refuse a model whose outputs do not fit the inputs, the loss or the targets.
 
-    **Raises:** `ValueError` with what does not.
+    **Raises:** `ValueError` that says what does not fit.
     """
     try:
         outputs = shapes_of(problem.outputs, network)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last: dropout without a key
+    except Exception as error:  # a user's model can raise anything
+        coupled = "unbound axis name" in str(error)
         raise ValueError(
-            f"the model {type(network).__name__} cannot be evaluated on one example of shape {problem.inputs.shape[1:]} "
-            f"({problem.dtype}): {error}"
+            f"the model {type(network).__name__} cannot be evaluated on one example of shape "
+            f"{problem.inputs.shape[1:]} ({problem.dtype}): {error}"
+            + (
+                "; a layer couples the examples of a batch, as BatchNorm does in training: use "
+                "eqx.nn.inference_mode(model), or LayerNorm or GroupNorm in its place"
+                if coupled
+                else ""
+            )
         ) from error
     if not isinstance(outputs, jax.ShapeDtypeStruct):
-        raise ValueError(f"the model {type(network).__name__} must return one array per example, but returns {type(outputs).__name__}")
+        raise ValueError(
+            f"the model {type(network).__name__} must return one array per example, but returns "
+            f"{type(outputs).__name__}"
+        )
     problem.loss.check(jax.ShapeDtypeStruct(outputs.shape, problem.dtype), problem.targets)
 
 
 def run_keys(dynamics: AbstractDynamics, keys: Any) -> Array | None:
-    """The keys of a run: needed where it is random, refused where it is not.
+    """Return the keys of a run, which only random dynamics need and accept.
 
-    **Raises:** `ValueError` with what to write.
+    **Raises:** `ValueError` that says what to write.
     """
     name = type(dynamics).__name__
     if dynamics.is_stochastic:
         if keys is None:
-            raise ValueError(f"{name} is random and needs keys: write keys=sgfbias.seeds(0, 256) for 256 seeds")
+            raise ValueError(
+                f"{name} is random and needs keys: write keys=sgfbias.seeds(0, 256) for 256 seeds"
+            )
         return check_keys(keys)
     if keys is not None:
-        raise ValueError(f"{name} is deterministic, every seed would be the same: leave `keys` out")
+        raise ValueError(
+            f"{name} is deterministic, so every seed would be the same: leave `keys` out"
+        )
     return None
 
 
 def converged_below(problem: Problem, least: float | None, stop: float | None) -> float | None:
-    """Loss at or below which a seed counts as converged; None if nothing is known of the least loss.
+    """The loss at or below which a seed counts as converged, or None if it is unknown.
 
-    **Raises:** `ValueError` for a `stop` that no run can reach.
+    This is `stop` if it is given. Otherwise it is slightly above the least loss of the
+    problem, `least`, or above the lower bound of the loss if `least` is None. It is
+    unknown if neither is known.
+
+    **Raises:** `ValueError` for a `stop` that is not finite. If the loss has a lower
+    bound, also for a `stop` that is not positive, or that this precision cannot
+    resolve.
     """
     floor = problem.resolution()
+    stop = None if stop is None else as_float(stop, "stop")
     if stop is None:
         least = problem.loss.lower_bound if least is None else least
-        return (
-            None if least is None else least + max(DEFAULT_TOLERANCE, 100 * floor, 100 * float(jnp.finfo(problem.dtype).eps) * abs(least))
-        )
+        if least is None:
+            return None
+        rounding = 100 * float(jnp.finfo(problem.dtype).eps) * abs(least)
+        return least + max(DEFAULT_TOLERANCE, 100 * floor, rounding)
     if problem.loss.lower_bound is None:
         if not math.isfinite(stop):
             raise ValueError(f"`stop` must be a finite loss, but is {stop}")
-        return float(stop)
+        return stop
     check_positive(stop, "stop")
     if stop < floor:
         raise ValueError(
-            f"stop={stop:g} is below the loss that {jnp.dtype(problem.dtype).name} can resolve on these targets (about {floor:.1e}), so no "
-            "seed would ever stop; use a larger `stop`, or float64 data with jax.config.update('jax_enable_x64', True)"
+            f"stop={stop:g} is below the loss that {jnp.dtype(problem.dtype).name} can resolve "
+            f"on these targets (about {floor:.1e}), so no seed would ever stop; use a larger "
+            "`stop`, or float64 data with jax.config.update('jax_enable_x64', True)"
         )
     return float(stop)
 
 
-def count_steps(steps: Any, t1: Any, dynamics: Any, clock: Clock) -> int:
-    """Number of solver steps, from `steps` or `t1`.
+def count_steps(steps: Any, t1: Any, dynamics: AbstractDynamics, clock: Clock) -> int:
+    """The number of solver steps of a run, from `steps` or from the flow time `t1`.
 
-    **Raises:** `ValueError` unless exactly one of them is given and makes sense.
+    **Raises:** `ValueError` unless exactly one of the two is given, and is valid. Also
+    for `t1` with a schedule of step sizes, for another number of steps than an
+    `UntilTime` has, and for 2^31 or more Brownian increments.
     """
     if (steps is None) == (t1 is None):
+        steps, t1 = (None if value is None else shown(value) for value in (steps, t1))
         raise ValueError(f"give either `steps` or `t1`, but got steps={steps}, t1={t1}")
     if steps is None:
+        t1 = as_float(t1, "t1")
         check_positive(t1, "t1")
         if clock.width is None:
-            raise ValueError("with a schedule of step sizes the steps take different times: give `steps` instead of `t1`")
+            raise ValueError(
+                "with a schedule of step sizes the steps take different flow times: give `steps` "
+                "instead of `t1`"
+            )
         ratio = float(t1) / float(clock.width)
         whole = round(ratio)
-        # A whole number of steps up to rounding of dt (float32 without x64), else the next one.
-        steps = max(1, whole if abs(ratio - whole) <= min(1e-6 + 2e-7 * ratio, 0.49) else math.ceil(ratio))
-    if not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"`steps` must be a whole number >= 1, but is {steps!r}")
-    if isinstance(clock.step_size, UntilTime) and clock.ratio is None and steps != clock.step_size.steps:
+        # A ratio that is whole up to the rounding of dt (float32 without x64) is taken
+        # as whole. Any other ratio is rounded up.
+        is_whole = abs(ratio - whole) <= min(1e-6 + 2e-7 * ratio, 0.49)
+        steps = max(1, whole if is_whole else math.ceil(ratio))
+    steps = as_whole(steps, "steps")
+    if (
+        isinstance(clock.step_size, UntilTime)
+        and clock.ratio is None
+        and steps != clock.step_size.steps
+    ):
         raise ValueError(
-            f"the step size ends after {clock.step_size.steps} iterations (UntilTime), but the run has {steps}: give both the same `steps`"
+            f"the step size ends after {clock.step_size.steps} iterations (UntilTime), but the "
+            f"run has {steps} steps: give both the same `steps`"
         )
-    substeps = getattr(dynamics, "substeps", None)
-    fine = steps * (1 if substeps is None or not is_concrete(substeps) else int(substeps))
+    fine = dynamics.brownian_steps(steps)
     if fine >= 2**31:
-        raise ValueError(f"`steps` times dt/brownian_dt must stay below 2^31, but is {fine:,}")
-    return int(steps)
+        raise ValueError(
+            f"`steps` times dt/brownian_dt must be below 2^31, but is {fine:,}: take fewer steps, "
+            "or a larger brownian_dt"
+        )
+    return steps

@@ -1,4 +1,8 @@
-"""Random numbers by absolute index: a seed's key by its number, a Brownian increment by its step."""
+"""Random numbers by absolute index.
+
+The key of a seed depends only on the number of the seed, and a Brownian increment only
+on that key and the number of the step.
+"""
 
 from __future__ import annotations
 
@@ -8,68 +12,102 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.checks import as_whole
 from sgfbias.core.counter import fair_signs, normals
 
-# Streams of one seed: a flow and a discrete algorithm with the same seed must be independent of each other.
+# The random streams of one seed. They differ by purpose, so that for example a flow and
+# a discrete algorithm with the same seed are independent of each other.
 BROWNIAN_STREAM = 0x42524F57
 SAMPLING_STREAM = 0x53414D50
 SECOND_STREAM = 0x53414D51
 LABEL_STREAM = 0x4C41424C
 TRANSFORMATION_STREAM = 0x4F505458
+START_STREAM = 0x53544152
 PART_STREAM = 0x7FFF0000
 
 
 def seeds(start: int, stop: int, *, root: int = 0) -> Array:
-    """Keys of the seeds `start, ..., stop - 1`, shape (stop - start,).
+    """The keys of the seeds `start, ..., stop - 1`.
 
-    A seed's key is `fold_in(key(root), absolute index)`: seed 17 gives the same run whether it is asked for alone or among a million.
+    The key of a seed is `fold_in(key(root), absolute index)`. Seed 17 therefore gives
+    the same run whether it is asked for alone or among a million.
 
-    **Raises:** `ValueError` unless `0 <= start < stop`.
+    **Arguments:**
+
+    - `start`: whole number >= 0. The first seed.
+    - `stop`: whole number > `start`. The seed after the last one.
+    - `root`: whole number. Another root gives other, independent seeds.
+
+    **Returns:** (stop - start,), typed keys for `simulate(..., keys=)`.
+
+    **Raises:** `ValueError` unless these are whole numbers, `0 <= start < stop <= 2^32`
+    (beyond, the indices would repeat), and `root` has at most 32 bits.
     """
-    if not 0 <= start < stop:
-        raise ValueError(f"seeds(start, stop) needs 0 <= start < stop, but got start={start}, stop={stop}")
+    first = as_whole(start, "start", least=0, most=2**32 - 1)
+    last = as_whole(stop, "stop", least=0, most=2**32)
+    root = as_whole(root, "root", least=-(2**31), most=2**32 - 1)
+    if first >= last:
+        raise ValueError(
+            f"seeds(start, stop) needs 0 <= start < stop, but got start={start}, stop={stop}"
+        )
     base = jax.random.key(root)
-    return jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.arange(start, stop, dtype=jnp.uint32))
+    return jax.vmap(lambda i: jax.random.fold_in(base, i))(
+        jnp.asarray(np.arange(first, last, dtype=np.uint32))
+    )
 
 
 def check_keys(keys: Any) -> Array:
-    """Refuse what is not an array of typed keys, and generators that ignore all keys but the first under vmap."""
+    """Return `keys` if they are an array of typed keys of shape () or (seeds,).
+
+    **Raises:** `ValueError` for anything else, and for the rbg generators, which ignore
+    all keys but the first under vmap.
+    """
     if not (isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
         raise ValueError(
             f"`keys` must be an array of typed PRNG keys, but is {type(keys).__name__}"
-            f"{' of dtype ' + str(keys.dtype) if hasattr(keys, 'dtype') else ''}; write keys=sgfbias.seeds(0, 256) or jax.random.split(key, 256)"
+            f"{' of dtype ' + str(keys.dtype) if hasattr(keys, 'dtype') else ''}; write "
+            "keys=sgfbias.seeds(0, 256) or jax.random.split(key, 256)"
         )
     if keys.ndim > 1:
         raise ValueError(f"`keys` must have shape () or (seeds,), but has shape {keys.shape}")
     if keys.size == 0:
-        raise ValueError("`keys` is empty: ask for at least one seed")
+        raise ValueError("`keys` is empty: give at least one key")
     if "rbg" in str(jax.random.key_impl(keys)):
         raise ValueError(
-            "the rbg generators ignore all keys but the first under vmap, so every seed would get one noise; "
-            "use the default threefry: jax.random.key(0, impl='threefry2x32')"
+            "the rbg generators ignore all keys but the first under vmap, so every seed would "
+            "get the same noise; use the default threefry: jax.random.key(0, impl='threefry2x32')"
         )
     return keys
 
 
 class StepBrownianPath(dfx.AbstractBrownianPath):
-    """A Brownian path on the grid of solver steps, keyed by the integer step.
+    """A Brownian path on the grid of solver steps, indexed by the number of the step.
 
-    The increment of step k is drawn by the counter k, so the path does not depend on how the run is cut into chunks. With
-    `substeps = m` it is the sum of m finer increments, numbers `k m, ..., k m + m - 1`: runs at dt, dt/2, dt/4, ... whose finest
-    increments have one width share one path. Normals are drawn in float32 whatever the precision of the run (their grid, 2^-24 in
-    probability, is far below any sampling error), so a float32 and a float64 run of one seed see the same path.
+    The increment of step k is drawn with the counter k, so the path does not depend on
+    how the run is cut into chunks. With `substeps = m` it is the sum of the m finer
+    increments `k m, ..., k m + m - 1`. Runs at dt, dt/2, dt/4, ... whose finest
+    increments have the same width then share one path.
+
+    Normal numbers are drawn in float32 whatever the precision of the run, so that a
+    float32 and a float64 run of one seed see the same path. Their grid, 2^-24 in
+    probability, is far below any sampling error.
     """
 
     levy_area: ClassVar[Any] = dfx.BrownianIncrement
     key: Array
-    offset: Array  # absolute number of the step that starts at solver time 0
-    width: Array  # flow time per step
+    # Absolute number of the step that starts at solver time 0.
+    offset: Array
+    # Flow time per step.
+    width: Array
     shape: Any = eqx.field(static=True)
     dtype: Any = eqx.field(static=True)
-    substeps: Array | None = None  # None: increments are not refined
-    two_point: bool = eqx.field(static=True, default=False)  # +-1 instead of normal, one random bit each
+    # Finer increments per step. None: increments are not refined.
+    substeps: Array | None = None
+    # Increments are +-sqrt(width), from one random bit each, instead of normal.
+    two_point: bool = eqx.field(static=True, default=False)
 
     @property
     def t0(self):
@@ -80,10 +118,13 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
         return jnp.inf
 
     def evaluate(self, t0, t1=None, left=True, use_levy=False):
-        """The increment over the step that starts at solver time `t0`; `t1` must be the next grid point."""
+        """The increment over the solver step from `t0` to `t1`, the next grid point."""
         del left
         if t1 is None or use_levy:
-            raise ValueError("StepBrownianPath gives increments over one solver step only; Lévy areas are not available")
+            raise ValueError(
+                "StepBrownianPath gives increments over one solver step only, and has no Lévy "
+                "areas: use a solver that needs neither more"
+            )
         step = self.offset + jnp.round(t0).astype(jnp.int32)
         if self.substeps is None:
             unit, scale = self._normal(step), jnp.sqrt(self.width)
@@ -100,13 +141,19 @@ class StepBrownianPath(dfx.AbstractBrownianPath):
         return jax.tree.map(lambda z: z * scale, unit)
 
     def _normal(self, number: Array) -> Any:
-        # Part j of a sum of noises has a stream of its own, and the first part has the stream it would have alone: adding a noise
-        # leaves the others' paths as they were.
+        """Increment `number` in units of its standard deviation: normal, or +-1."""
+        # Part j of a sum of noises has its own stream, and the first part has the
+        # stream that it would have alone. Adding a noise therefore leaves the paths of
+        # the others unchanged.
         leaves, structure = jax.tree.flatten(self.shape, is_leaf=is_shape)
         draws = []
         for j, shape in enumerate(leaves):
             stream = self.key if j == 0 else jax.random.fold_in(self.key, PART_STREAM + j)
-            unit = fair_signs(stream, number, shape, jnp.float32) if self.two_point else normals(stream, number, shape)
+            unit = (
+                fair_signs(stream, number, shape, jnp.float32)
+                if self.two_point
+                else normals(stream, number, shape)
+            )
             draws.append(unit.astype(self.dtype))
         return jax.tree.unflatten(structure, draws)
 

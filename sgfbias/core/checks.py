@@ -1,7 +1,11 @@
-"""Checks on what a user hands in: each error says what was given, what was expected and what to do."""
+"""Checks of user input.
+
+Every error says what was given, what was expected and what to do.
+"""
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import jax
@@ -15,18 +19,94 @@ def is_concrete(tree: Any) -> bool:
 
 
 def numpy_for(arrays: Any) -> Any:
-    """NumPy for arrays that have values, on which small JAX operations would each cost a compilation; JAX for traced ones."""
+    """Return `jax.numpy` if some of the arrays are traced, and `numpy` otherwise.
+
+    On arrays that have values NumPy is faster, as every small JAX operation would cost
+    a compilation.
+    """
     return np if is_concrete(arrays) else jnp
 
 
-def as_float_array(value: Any, name: str) -> jax.Array:
-    """`value` as a floating-point JAX array; integers are promoted, complex and other types refused."""
-    if isinstance(value, list | tuple) and np.asarray(value).dtype.kind not in "fiubc":
-        raise ValueError(f"`{name}` must be an array of numbers, but has entries that are not")
+def shown(value: Any) -> str:
+    """A value that was given, for an error: what it is, in a few words."""
+    if isinstance(value, str):
+        return f"the word {value!r}"
+    if isinstance(value, bool | int | float | complex | None):
+        return repr(value)
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{type(value).__name__} of dtype {value.dtype} and shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def as_numbers(value: Any, name: str, wanted: str = "an array of numbers") -> jax.Array:
+    """Convert `value` to a JAX array of numbers: real, complex, whole or booleans.
+
+    Arrays of other byte orders, of long doubles and of Python's numbers are converted.
+    `wanted` is what an error says the value must be.
+
+    **Raises:** `ValueError` for anything else, and for numbers that are too large for
+    the precision in use.
+    """
+    if isinstance(value, jax.Array) and not jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        return value
+    if isinstance(value, list | tuple) and any(
+        isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)
+    ):
+        try:
+            return jnp.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`{name}` must be {wanted}, but is {type(value).__name__}: {error}"
+            ) from error
+    return jnp.asarray(as_host_numbers(value, name, wanted))
+
+
+def as_host_numbers(value: Any, name: str, wanted: str = "an array of numbers") -> np.ndarray:
+    """The same for a value that is no JAX array, as a NumPy array.
+
+    Inside a function that is compiled JAX would trace the conversion.
+    """
     try:
-        array = jnp.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` must be an array of numbers, but is {type(value).__name__}: {error}") from error
+        raise ValueError(
+            f"`{name}` must be {wanted}, but is {type(value).__name__}: {error}"
+        ) from error
+    if array.dtype == object:
+        if not all(isinstance(entry, numbers.Real) for entry in array.ravel()):
+            raise ValueError(f"`{name}` must be {wanted}, but is {shown(value)}")
+        array = array.astype(np.float64)
+    if array.dtype.kind not in "fiubc" and not jnp.issubdtype(array.dtype, jnp.number):
+        raise ValueError(f"`{name}` must be {wanted}, but is {shown(value)}")
+    if array.dtype in (np.longdouble, np.clongdouble):
+        array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    native = array.astype(array.dtype.newbyteorder("="))
+    kind = jax.dtypes.canonicalize_dtype(native.dtype)
+    with np.errstate(over="ignore"):
+        kept = native.astype(kind)
+    whole = native.dtype.kind in "iu"
+    lost = (kept != native) if whole else np.isfinite(native) & ~np.isfinite(kept)
+    if lost.any():
+        raise ValueError(
+            f"`{name}` has entries that {kind.name} cannot hold, such as {native[lost].flat[0]}; "
+            "rescale them, or write jax.config.update('jax_enable_x64', True) first"
+        )
+    return kept
+
+
+def as_float_array(value: Any, name: str) -> jax.Array:
+    """Convert `value` to a floating-point JAX array.
+
+    Integers and booleans are promoted.
+
+    **Raises:** `ValueError` for complex numbers and any other type.
+    """
+    if not isinstance(value, jax.Array):
+        found = np.asarray(value) if not isinstance(value, list | tuple) else None
+        if found is not None and found.dtype.kind in "iu":
+            value = found.astype(np.float64)  # any whole number fits
+    array = as_numbers(value, name)
     if jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == jnp.bool_:
         array = array.astype(jnp.result_type(float))
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -34,32 +114,110 @@ def as_float_array(value: Any, name: str) -> jax.Array:
     return array
 
 
+def as_real(value: Any, name: str, *, more: str = "") -> jax.Array:
+    """Convert a real number to a floating-point array of shape ().
+
+    `more` is what to do instead of giving several numbers.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    if isinstance(value, bool | np.bool_):
+        raise ValueError(f"`{name}` must be a number, but is {value}")
+    if not isinstance(value, int | float | np.number | np.ndarray | jax.Array) or isinstance(
+        value, complex | np.complexfloating
+    ):
+        raise ValueError(f"`{name}` must be a number, but is {shown(value)}")
+    if isinstance(value, int):
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise ValueError(f"`{name}` is too large: {value}") from error
+    array = as_numbers(value, name)
+    if array.ndim != 0:
+        raise ValueError(f"`{name}` must be a scalar, but has shape {array.shape}{more}")
+    if not jnp.issubdtype(array.dtype, jnp.number) or jnp.issubdtype(
+        array.dtype, jnp.complexfloating
+    ):
+        raise ValueError(f"`{name}` must be a real number, but is {shown(value)}")
+    return array.astype(jnp.result_type(float))
+
+
+def as_float(value: Any, name: str) -> float:
+    """Convert a real number that determines how a run is made to a float.
+
+    **Raises:** `ValueError` for anything else, and for a traced value.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"`{name}` must be a number, and cannot be traced by jit or grad")
+    # NumPy, because JAX would trace the conversion inside a function that is compiled.
+    if isinstance(value, jax.Array) and not jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        value = np.asarray(value)
+    if isinstance(value, bool | np.bool_ | complex | np.complexfloating) or not isinstance(
+        value, int | float | np.number | np.ndarray
+    ):
+        raise ValueError(f"`{name}` must be a number, but is {shown(value)}")
+    if np.ndim(value) != 0:
+        raise ValueError(f"`{name}` must be a scalar, but has shape {np.shape(value)}")
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "fiu":
+        raise ValueError(f"`{name}` must be a number, but is {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"`{name}` is too large: {value}") from error
+
+
+def as_whole(value: Any, name: str, *, least: int = 1, most: int | None = None) -> int:
+    """Convert a whole number to an int; 1e4 and 0-dimensional arrays are accepted.
+
+    **Raises:** `ValueError` for anything else, and below `least` or above `most`.
+    """
+    wanted = f"a whole number >= {least}" + ("" if most is None else f" and <= {most:,}")
+    number = value
+    if isinstance(value, np.ndarray | np.generic | jax.Array) and np.ndim(value) == 0:
+        if not is_concrete(value):
+            raise ValueError(f"`{name}` must be {wanted}, and cannot be traced by jit or grad")
+        number = value.item()
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(f"`{name}` must be {wanted}, but is {shown(value)}")
+    if number < least or (most is not None and number > most):
+        raise ValueError(f"`{name}` must be {wanted}, but is {number}")
+    return number
+
+
 def check_finite(array: Any, name: str) -> None:
-    """Refuse NaN and infinity, saying how many and where the first one is."""
+    """Refuse NaN and infinity, and report how many there are and where the first is."""
     if not is_concrete(array) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
     bad = ~np.isfinite(np.asarray(array))
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
-            f"`{name}` must be finite, but {int(bad.sum())} of {bad.size} entries are NaN or infinite (the first at index {first}); "
-            "remove or impute them"
+            f"`{name}` must be finite, but {int(bad.sum())} of {bad.size} entries are NaN or "
+            f"infinite (the first at index {first}); remove or impute them"
         )
 
 
 def check_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:
-    """Refuse any other shape than `shape`."""
+    """Refuse an array whose shape is not `shape`."""
     if tuple(array.shape) != tuple(shape):
-        raise ValueError(f"`{name}` must have shape {tuple(shape)}, but has shape {tuple(array.shape)}")
+        raise ValueError(
+            f"`{name}` must have shape {tuple(shape)}, but has shape {tuple(array.shape)}"
+        )
 
 
 def check_positive(value: Any, name: str, *, zero_allowed: bool = False) -> None:
-    """Refuse a value (scalar or array) that is not finite and positive."""
+    """Refuse a scalar or array that is not finite and positive (or 0, if
+    `zero_allowed`).
+    """
     if not is_concrete(value):
         return
-    numbers = np.asarray(value)
-    good = np.isfinite(numbers) & ((numbers >= 0) if zero_allowed else (numbers > 0))
+    values = np.asarray(value) if isinstance(value, jax.Array) else as_host_numbers(value, name)
+    if values.dtype.kind == "c":
+        raise ValueError(f"`{name}` must be real, but is {shown(value)}")
+    good = np.isfinite(values) & ((values >= 0) if zero_allowed else (values > 0))
     if not good.all():
         wanted = "non-negative" if zero_allowed else "positive"
-        shown = numbers.item() if numbers.ndim == 0 else numbers[~good].ravel()[0]
-        raise ValueError(f"`{name}` must be {wanted} and finite, but is {shown}")
+        first = values.item() if values.ndim == 0 else values[~good].ravel()[0]
+        raise ValueError(f"`{name}` must be {wanted} and finite, but is {first}")

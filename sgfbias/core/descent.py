@@ -1,7 +1,9 @@
-"""The discrete algorithms the flows model, on the flows' clock.
+"""The discrete algorithms that the flows model, with the same clock as the flows.
 
-An iteration pulls one cotangent back to the weights, `-gamma s l'/n` with random example weights s of mean 1, and moves along it plainly,
-with momentum, or by an Optax transformation. One solver runs them all: a solver step is an iteration.
+One iteration pulls the cotangent `-gamma s l'/n` back to the weights, where s are
+random weights of the examples, with mean 1. It moves the weights along the result
+plainly, with momentum, or by an Optax transformation. One solver runs all algorithms,
+and each of its steps is one iteration.
 """
 
 from __future__ import annotations
@@ -14,30 +16,38 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array
 
-from sgfbias.core.brownian import LABEL_STREAM, SAMPLING_STREAM, SECOND_STREAM, TRANSFORMATION_STREAM
+from sgfbias.core.brownian import (
+    LABEL_STREAM,
+    SAMPLING_STREAM,
+    SECOND_STREAM,
+    TRANSFORMATION_STREAM,
+)
+from sgfbias.core.checks import as_whole
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.flow import check_momentum
+from sgfbias.core.optax_keys import draws_keys, reseed
 from sgfbias.core.problem import Problem
 from sgfbias.core.sampling import check_against, check_batch, sample_batch, signs
 from sgfbias.core.schedule import Clock, as_scheduled, value_at
 
 
 class AbstractDescent(AbstractDynamics):
-    """An iteration in the weights: which examples, which labels, and what is done with the gradient.
+    """An iteration of the weights: its examples, its label noise, and its update rule.
 
-    The public classes below choose: full batch, minibatches, two minibatches with coefficients (SVAG), an Optax transformation.
+    The public subclasses set these options for full batches, for minibatches, for two
+    minibatches with coefficients (SVAG), and for an Optax transformation.
     """
 
     step_size: Any
     label_noise: Any
     momentum: Array | None
     transformation: Any
-    batch_size: int | None = eqx.field(static=True)  # None: all examples
+    # None: all examples.
+    batch_size: int | None = eqx.field(static=True)
     sampling: str = eqx.field(static=True)
     nesterov: bool = eqx.field(static=True)
     l: int = eqx.field(static=True)
@@ -57,18 +67,27 @@ class AbstractDescent(AbstractDynamics):
         integral: str = "full",
     ):
         self.step_size = as_scheduled(step_size, "step_size")
-        self.label_noise = None if label_noise is None else as_scheduled(label_noise, "label_noise", zero_allowed=True)
+        if label_noise is not None:
+            label_noise = as_scheduled(label_noise, "label_noise", zero_allowed=True)
+        self.label_noise = label_noise
         self.momentum = None if momentum is None else check_momentum(momentum)
         if nesterov and momentum is None:
             raise ValueError("nesterov=True needs a momentum, e.g. momentum=0.9")
-        self.batch_size, self.sampling = None if batch_size is None else check_batch(batch_size, sampling), sampling
+        self.batch_size = None if batch_size is None else check_batch(batch_size, sampling)
         if integral not in ("full", "batch", "examples"):
-            raise ValueError(f"`integral` must be 'full', 'batch' or 'examples', but is {integral!r}")
-        self.nesterov, self.l, self.transformation, self.integral = nesterov, l, transformation, integral
+            raise ValueError(
+                f"`integral` must be 'full', 'batch' or 'examples', but is {integral!r}"
+            )
+        self.sampling, self.nesterov, self.l = sampling, nesterov, l
+        self.transformation, self.integral = transformation, integral
 
     @property
     def is_stochastic(self):
-        return self.batch_size is not None or self.label_noise is not None or _draws(self.transformation)
+        return (
+            self.batch_size is not None
+            or self.label_noise is not None
+            or draws_keys(self.transformation)
+        )
 
     @property
     def is_flow(self):
@@ -85,47 +104,88 @@ class AbstractDescent(AbstractDynamics):
 
     def build(self, coordinates, problem, position, key, offset, solver):
         if not isinstance(solver, Iteration):
-            raise ValueError(f"{type(self).__name__} is an iteration, not an equation: `solver` must be left out, but is {solver!r}")
+            raise ValueError(
+                f"{type(self).__name__} is a discrete algorithm, not an equation, so `solver` must "
+                f"be left out, but is {solver!r}"
+            )
         return _IterationTerm(self, coordinates, problem, key, offset)
 
     def check(self, n: int) -> None:
         """Refuse batches that do not fit n examples.
 
-        **Raises:** `ValueError` with what does.
+        **Raises:** `ValueError` that says what fits.
         """
         if self.batch_size is not None:
             check_against(self.batch_size, self.sampling, n)
 
+    def schedules(self):
+        return (*super().schedules(), *((self.label_noise,) if callable(self.label_noise) else ()))
+
+    def rows_per_step(self, n):
+        # Integrating the loss of all examples takes a pass over all n in every
+        # iteration.
+        return n if self.batch_size is None or self.integral != "batch" else self.batch_size
+
+    def integral_shape(self, n):
+        return (n,) if self.integral == "examples" else ()
+
 
 class GradientDescent(AbstractDescent):
-    """`w <- w - gamma grad L(w)`, in the weights; one iteration is gamma units of flow time, `gamma / (1 - b)` with momentum b.
+    """`w <- w - gamma grad L(w)`, in the weights.
+
+    One iteration takes a flow time of gamma, or of `gamma / (1 - b)` with momentum b.
 
     **Arguments:**
 
-    - `step_size`: gamma > 0, or a schedule, any function of the iteration (of Optax, for one).
-    - `momentum`: b in [0, 1). Heavy ball: `t <- grad L + b t`, `w <- w - gamma t`. `nesterov`: `w <- w - gamma (grad L + b t)` with the
-      new t, which is Nesterov's method followed at the points where it takes gradients. The flow of both is `MomentumFlow.following`.
-    - `label_noise`: delta >= 0 or a schedule; every `l'_i` gets a fair `+-delta` at every iteration, which at loss scale 1/4 is `+-2 delta`
-      on the target. Makes the algorithm stochastic.
+    - `step_size`: gamma > 0, or a schedule: any function of the iteration, for example
+      one of Optax. Without momentum the iteration is stable for gamma below 2 / (the
+      largest eigenvalue of the Hessian of L).
+    - `momentum`: b in [0, 1), or None. Heavy ball: `t <- grad L + b t`, then
+      `w <- w - gamma t`. `MomentumFlow.following` gives the flow that follows it.
+    - `nesterov`: True for `w <- w - gamma (grad L + b t)` with the new t. This is
+      Nesterov's method, written for the points at which it takes gradients.
+    - `label_noise`: delta >= 0, or a schedule. Every iteration adds `+-delta` to every
+      `l'_i`, with a fair random sign, which makes the algorithm stochastic. At loss
+      scale 1/4 this is `+-2 delta` on the target.
+
+    **Raises:** `ValueError` for a number outside these ranges, and for `nesterov=True`
+    without a momentum.
     """
 
-    def __init__(self, step_size: Any, *, momentum: Any = None, nesterov: bool = False, label_noise: Any = None):
+    def __init__(
+        self,
+        step_size: Any,
+        *,
+        momentum: Any = None,
+        nesterov: bool = False,
+        label_noise: Any = None,
+    ):
         super().__init__(step_size, momentum=momentum, nesterov=nesterov, label_noise=label_noise)
 
 
 class StochasticGradientDescent(AbstractDescent):
-    """`w <- w - gamma/b sum_{i in batch} grad l_i(w)`, in the weights; one iteration is gamma units of flow time.
+    """`w <- w - gamma/b sum_{i in batch} grad l_i(w)`, in the weights.
+
+    One iteration takes a flow time of gamma, or of `gamma / (1 - momentum)`.
 
     **Arguments:**
 
-    - `step_size`, `momentum`, `nesterov`, `label_noise` (independent per drawn example): as in `GradientDescent`.
-    - `batch_size`: from 1 to n. `sampling`: `"with_replacement"`, `"without_replacement"` (distinct within a batch), or
-      `"random_reshuffling"` (a new order each epoch; what does not fill a batch is left out of that epoch).
-    - `integral`: what `loss_integral` sums before each iteration: `"full"`, the loss on all examples (one forward pass over the data per
-      iteration); `"batch"`, the loss on the batch, an unbiased estimate that costs nothing; `"examples"`, every example's own loss, of
-      which `final["example_integral"]` keeps the n sums and `loss_integral` is the mean. Always with the clean labels.
+    - `step_size`: gamma > 0, or a schedule: any function of the iteration.
+    - `batch_size`: b, a whole number from 1 to n.
+    - `sampling`: `"with_replacement"`; `"without_replacement"`, with distinct examples
+      within a batch; or `"random_reshuffling"`, with a new order of the data each
+      epoch, in which examples that do not fill a batch are left out.
+    - `momentum`, `nesterov`: as in `GradientDescent`.
+    - `label_noise`: as in `GradientDescent`, with an independent sign per drawn
+      example.
+    - `integral`: which loss `loss_integral` sums before each iteration, always with the
+      clean labels. `"full"`: the loss of all examples, at the cost of one forward pass
+      over the data per iteration. `"batch"`: the loss of the batch, an unbiased
+      estimate at no cost. `"examples"`: the loss of every example, so that
+      `final["example_integral"]` has the n sums and `loss_integral` is their mean.
 
-    **Raises:** `ValueError` for numbers that are not positive, a batch size that is not whole or (in `simulate`) above n.
+    **Raises:** `ValueError` for numbers that are not positive, for a batch size that is
+    not whole, and in `simulate` for a batch size above n.
     """
 
     def __init__(
@@ -152,14 +212,25 @@ class StochasticGradientDescent(AbstractDescent):
 
 
 class SVAG(AbstractDescent):
-    """`w <- w - gamma/l [ (1 + sqrt(2l-1))/2 g_1 + (1 - sqrt(2l-1))/2 g_2 ]`, g_1 and g_2 independent minibatch gradients.
+    """`w <- w - gamma/l [ (1 + sqrt(2l-1))/2 g_1 + (1 - sqrt(2l-1))/2 g_2 ]` with
+    independent minibatch gradients g_1 and g_2.
 
-    Stochastic variance amplified gradient, Li, Malladi, Arora 2021 (arXiv 2102.12470), eq. (4): the mean of a step falls by l and its
-    covariance too, as those of the flow with SGD's exact noise over time gamma / l, to which it converges. l = 1 is SGD. One iteration is
-    `gamma / l` units of flow time.
+    This is the stochastic variance amplified gradient of Li, Malladi, Arora 2021 (arXiv
+    2102.12470), eq. (4). The mean and the covariance of a step are 1/l of SGD's, like
+    those of the flow with SGD's exact noise over a time gamma / l. As l grows, the
+    iteration converges to that flow; l = 1 is SGD. One iteration takes a flow time of
+    `gamma / l`.
 
-    **Arguments:** `l`: a whole number >= 1. The others as in `StochasticGradientDescent`; a schedule counts iterations of SGD, of which
-    each takes l of these.
+    **Arguments:**
+
+    - `step_size`: gamma > 0, or a schedule. A schedule counts iterations of SGD, each
+      of which takes l iterations of SVAG.
+    - `l`: a whole number >= 1.
+    - `batch_size`, `label_noise`, `integral`: as in `StochasticGradientDescent`.
+    - `sampling`: `"with_replacement"` or `"without_replacement"`.
+
+    **Raises:** `ValueError` for a number outside these ranges, and for random
+    reshuffling, whose minibatches are not independent.
     """
 
     references: ClassVar[Mapping[str, str]] = {"li2021": "stochastic variance amplified gradient"}
@@ -174,25 +245,41 @@ class SVAG(AbstractDescent):
         label_noise: Any = None,
         integral: str = "full",
     ):
-        if isinstance(l, bool) or not isinstance(l, int | np.integer) or l < 1:
-            raise ValueError(f"`l` must be a whole number >= 1, but is {l!r}")
+        l = as_whole(l, "l", most=2**20)
         if sampling == "random_reshuffling":
-            raise ValueError("SVAG needs independent minibatches: sampling must be 'with_replacement' or 'without_replacement'")
+            raise ValueError(
+                "SVAG needs independent minibatches: sampling must be 'with_replacement' or "
+                "'without_replacement'"
+            )
         check_batch(batch_size, sampling)
-        super().__init__(step_size, batch_size=batch_size, sampling=sampling, label_noise=label_noise, l=int(l), integral=integral)
+        super().__init__(
+            step_size,
+            batch_size=batch_size,
+            sampling=sampling,
+            label_noise=label_noise,
+            l=l,
+            integral=integral,
+        )
 
 
 class OptaxDescent(AbstractDescent):
-    """Any `optax.GradientTransformation` on the gradient of all examples or of a minibatch.
+    """An Optax transformation of the gradient of all examples, or of a minibatch.
 
     **Arguments:**
 
-    - `transformation`: e.g. `optax.adam(1e-3)`; it contains its own step size. It sees the trainable weights only. Random keys in its
-      state (as of `optax.add_noise`) are replaced by ones drawn from the seed's key, so that seeds differ. A line search (`optax.lbfgs`)
-      gets the loss of the examples drawn, with their noisy labels.
-    - `step_size`: the flow time of one iteration, a number or a schedule: for `optax.sgd(gamma)` that is gamma, with momentum b
-      `gamma / (1 - b)`; where no flow is known, 1 makes flow time count iterations.
-    - `batch_size`: None, all examples. `sampling`, `label_noise`, `integral`: as in `StochasticGradientDescent`.
+    - `transformation`: any `optax.GradientTransformation`, e.g. `optax.adam(1e-3)`. It
+      contains its own step size, and sees the trainable weights only. Random keys in
+      its state (such as those of `optax.add_noise`) are replaced by keys drawn from the
+      key of the seed, so that seeds differ. A line search (such as `optax.lbfgs`) is
+      given the loss of the drawn examples, with their noisy labels.
+    - `step_size`: the flow time of one iteration, a number or a schedule. For
+      `optax.sgd(gamma)` this is gamma, and with momentum b it is `gamma / (1 - b)`. If
+      no flow is known, 1 makes flow time count iterations.
+    - `batch_size`: a whole number from 1 to n, or None for all examples.
+    - `sampling`, `label_noise`, `integral`: as in `StochasticGradientDescent`.
+
+    **Raises:** `ValueError` for anything that is not such a transformation, for numbers
+    that are not positive, and in `simulate` for a batch size above n.
     """
 
     references: ClassVar[Mapping[str, str]] = {"optax2020": "the transformation of the gradient"}
@@ -209,7 +296,8 @@ class OptaxDescent(AbstractDescent):
     ):
         if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
             raise ValueError(
-                f"`transformation` must be an optax.GradientTransformation such as optax.adam(1e-3), but is {transformation!r}"
+                "`transformation` must be an optax.GradientTransformation such as "
+                f"optax.adam(1e-3), but is {transformation!r}"
             )
         super().__init__(
             step_size,
@@ -222,70 +310,42 @@ class OptaxDescent(AbstractDescent):
 
 
 class Iteration(dfx.AbstractSolver):
-    """One iteration of a discrete algorithm per step; what it remembers (a momentum, an Optax state) is the solver's state."""
+    """A solver whose step is one iteration of a discrete algorithm.
+
+    The memory of the algorithm (a momentum, an Optax state) is the solver's state.
+    """
 
     term_structure: ClassVar[Any] = dfx.AbstractTerm
     interpolation_cls: ClassVar[Any] = dfx.LocalLinearInterpolation
 
     def order(self, terms):
-        """None: an algorithm approximates nothing."""
+        """None, as an algorithm does not approximate an equation."""
         return None
 
     def init(self, terms, t0, t1, y0, args):
-        """The memory before the first iteration."""
+        """The memory of the algorithm before the first iteration."""
         return _own(terms).remember(y0)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        """One iteration from the state `(weights, loss integral)`."""
+        """Take one iteration from the state `(weights, loss integral)`."""
         y1, solver_state = _own(terms).iterate(t0, y0, solver_state)
         return y1, None, {"y0": y0, "y1": y1}, solver_state, dfx.RESULTS.successful
 
     def func(self, terms, t0, y0, args):
-        """The vector field; not used by iterations."""
+        """The vector field, which Diffrax asks for but iterations do not use."""
         return terms.vf(t0, y0, args)
 
 
 def _own(terms: Any) -> _IterationTerm:
-    return getattr(terms, "term", terms)  # Diffrax hands over a wrapper that knows the direction of time
-
-
-def _keys_in(memory: Any) -> list[bool]:
-    """Which leaves of an Optax state are random keys, old style or new."""
-
-    def is_key(leaf: Any) -> bool:
-        if not hasattr(leaf, "dtype"):
-            return False
-        return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (leaf.dtype == jnp.uint32 and leaf.shape == (2,))
-
-    return [is_key(leaf) for leaf in jax.tree.leaves(memory)]
-
-
-def _draws(transformation: Any) -> bool:
-    """Whether a transformation draws random numbers of its own; one that needs particular parameters is taken not to."""
-    if transformation is None:
-        return False
-    try:
-        with jax.numpy_dtype_promotion("standard"):
-            return any(_keys_in(jax.eval_shape(transformation.init, jnp.zeros(1))))
-    except (TypeError, ValueError, AttributeError, KeyError):
-        return False
-
-
-def _reseed(memory: Any, key: Array) -> Any:
-    """The state with its random keys drawn from `key`."""
-    leaves, structure = jax.tree.flatten(memory)
-    for place, drawn in enumerate(_keys_in(memory)):
-        if drawn:
-            old, fresh = leaves[place], jax.random.fold_in(key, place)
-            if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-                words = jax.random.bits(fresh, jax.random.key_data(old).shape, jnp.uint32)
-                leaves[place] = jax.random.wrap_key_data(words, impl=jax.random.key_impl(old))
-            else:
-                leaves[place] = jax.random.bits(fresh, old.shape, jnp.uint32)
-    return jax.tree.unflatten(structure, leaves)
+    """The `_IterationTerm` inside the wrapper with the direction of time, which Diffrax
+    passes to a solver.
+    """
+    return getattr(terms, "term", terms)
 
 
 class _IterationTerm(dfx.AbstractTerm):
+    """The term of a discrete algorithm, with absolute iteration `offset` at time 0."""
+
     dynamics: AbstractDescent
     coordinates: AbstractCoordinates
     problem: Problem
@@ -293,37 +353,60 @@ class _IterationTerm(dfx.AbstractTerm):
     offset: Array
 
     def remember(self, y: Any) -> Any:
+        """The memory of the algorithm before its first iteration from the state `y`."""
         parameters, _ = self.coordinates.split(y[0])
         if self.dynamics.transformation is not None:
-            # A copy of the weights inside the state (lookahead, say) must not be the weights themselves.
-            with jax.numpy_dtype_promotion("standard"):  # Optax mixes precisions
+            # Optax mixes precisions.
+            with jax.numpy_dtype_promotion("standard"):
                 memory = self.dynamics.transformation.init(parameters)
-            memory = jax.tree.map(lambda leaf: leaf + 0 if eqx.is_inexact_array(leaf) else leaf, memory)
-            return memory if self.key is None else _reseed(memory, jax.random.fold_in(self.key, TRANSFORMATION_STREAM))
+            # An Optax state may hold the weights (lookahead does), and must own a copy.
+            memory = jax.tree.map(
+                lambda leaf: leaf + 0 if eqx.is_inexact_array(leaf) else leaf, memory
+            )
+            return (
+                memory
+                if self.key is None
+                else reseed(memory, jax.random.fold_in(self.key, TRANSFORMATION_STREAM))
+            )
         return () if self.dynamics.momentum is None else jax.tree.map(jnp.zeros_like, y[0])
 
     def iterate(self, t0: Array, y: Any, memory: Any) -> Any:
+        """The state and the memory after the iteration at solver time `t0`."""
         dynamics, problem, coordinates = self.dynamics, self.problem, self.coordinates
         (position, integral), dtype = y, problem.dtype
         step = self.offset + jnp.round(t0).astype(jnp.int32)
         clock = dynamics.clock
         gamma = clock.gamma(step, dtype)
         index = self._batch(step)
-        inputs, targets = (problem.inputs, problem.targets) if index is None else (problem.inputs[index], problem.targets[index])
-        outputs, pull = coordinates.linearise(position, inputs)
+        inputs, targets = (
+            (problem.inputs, problem.targets)
+            if index is None
+            else (problem.inputs[index], problem.targets[index])
+        )
+        outputs, vjp = coordinates.linearise(position, inputs)
         slope = self._slopes(step, outputs, targets)
         count = dynamics.batch_size or problem.n
         if dynamics.transformation is not None:
-            noise = 0 * slope if dynamics.label_noise is None else slope - problem.loss.derivative(outputs, targets)
-            position, memory = self._transformed(position, memory, pull(slope / count), gamma, inputs, targets, outputs, noise)
+            noise = (
+                0 * slope
+                if dynamics.label_noise is None
+                else slope - problem.loss.derivative(outputs, targets)
+            )
+            position, memory = self._transformed(
+                position, memory, vjp(slope / count), gamma, inputs, targets, outputs, noise
+            )
         elif dynamics.momentum is not None:
             b = dynamics.momentum.astype(dtype)
-            downhill = pull(slope * (-1 / count))
+            downhill = vjp(slope * (-1 / count))
             memory = jax.tree.map(lambda g, m: g + b * m, downhill, memory)
-            moved = jax.tree.map(lambda g, m: g + b * m, downhill, memory) if dynamics.nesterov else memory
+            moved = (
+                jax.tree.map(lambda g, m: g + b * m, downhill, memory)
+                if dynamics.nesterov
+                else memory
+            )
             position = jax.tree.map(lambda w, m: w + gamma * m, position, moved)
         else:
-            position = jax.tree.map(jnp.add, position, pull(slope * (-gamma / (count * dynamics.l))))
+            position = jax.tree.map(jnp.add, position, vjp(slope * (-gamma / (count * dynamics.l))))
         if dynamics.integral != "batch" and index is not None:
             outputs, targets = coordinates.linearise(y[0], problem.inputs)[0], problem.targets
         losses = problem.loss(outputs, targets)
@@ -331,37 +414,57 @@ class _IterationTerm(dfx.AbstractTerm):
         return (position, integral + summed * clock.span(step, dtype)), memory
 
     def _batch(self, step: Array) -> Array | None:
-        """Indices of the drawn examples, (b,) or for SVAG (2 b,); None: all."""
+        """The indices of the drawn examples, (b,), or (2 b,) for SVAG; None for all."""
         dynamics = self.dynamics
         if dynamics.batch_size is None:
             return None
         streams = [SAMPLING_STREAM] if dynamics.l == 1 else [SAMPLING_STREAM, SECOND_STREAM]
         drawn = [
-            sample_batch(jax.random.fold_in(self.key, s), step, dynamics.batch_size, self.problem.n, dynamics.sampling) for s in streams
+            sample_batch(
+                jax.random.fold_in(self.key, s),
+                step,
+                dynamics.batch_size,
+                self.problem.n,
+                dynamics.sampling,
+            )
+            for s in streams
         ]
         return drawn[0] if dynamics.l == 1 else jnp.concatenate(drawn)
 
     def _slopes(self, step: Array, outputs: Array, targets: Array) -> Array:
-        """Per-example derivatives, with noisy labels and SVAG's coefficients."""
+        """The per-example derivatives, with label noise and SVAG's coefficients."""
         dynamics, dtype = self.dynamics, self.problem.dtype
         slope = self.problem.loss.derivative(outputs, targets)
         if dynamics.label_noise is not None:
             delta = value_at(dynamics.label_noise, dynamics.clock.iteration(step), dtype)
-            slope = slope + delta * signs(jax.random.fold_in(self.key, LABEL_STREAM), step, outputs.shape, dtype)
+            slope = slope + delta * signs(
+                jax.random.fold_in(self.key, LABEL_STREAM), step, outputs.shape, dtype
+            )
         if dynamics.l == 1:
             return slope
         root = math.sqrt(2 * dynamics.l - 1)
-        coefficients = jnp.repeat(jnp.asarray([(1 + root) / 2, (1 - root) / 2], dtype), outputs.shape[0] // 2)
+        coefficients = jnp.repeat(
+            jnp.asarray([(1 + root) / 2, (1 - root) / 2], dtype), outputs.shape[0] // 2
+        )
         return slope * coefficients.reshape(-1, *(1,) * (slope.ndim - 1))
 
     def _transformed(
-        self, position: Any, memory: Any, gradient: Any, gamma: Array, inputs: Array, targets: Array, outputs: Array, noise: Array
+        self,
+        position: Any,
+        memory: Any,
+        gradient: Any,
+        gamma: Array,
+        inputs: Array,
+        targets: Array,
+        outputs: Array,
+        noise: Array,
     ) -> tuple[Any, Any]:
+        """The position and the Optax state after one update by the transformation."""
         parameters, rest = self.coordinates.split(position)
         gradient, book = self.coordinates.split(gradient)
 
         def objective(f: Array) -> Array:
-            """The function of the outputs whose gradient this is: noisy labels add a linear term."""
+            """The loss of the outputs `f`, to which noisy labels add a linear term."""
             return jnp.mean(self.problem.loss(f, targets)) + jnp.sum(noise * f) / f.shape[0]
 
         def value_fn(p: Any) -> Array:
@@ -369,11 +472,15 @@ class _IterationTerm(dfx.AbstractTerm):
 
         update = optax.with_extra_args_support(self.dynamics.transformation).update
         with jax.numpy_dtype_promotion("standard"):
-            updates, memory = update(gradient, memory, parameters, value=objective(outputs), grad=gradient, value_fn=value_fn)
+            value = objective(outputs)
+            updates, memory = update(
+                gradient, memory, parameters, value=value, grad=gradient, value_fn=value_fn
+            )
             parameters = optax.apply_updates(parameters, updates)
-        return self.coordinates.join(parameters, jax.tree.map(lambda a, b: a - gamma * b, rest, book)), memory
+        rest = jax.tree.map(lambda a, b: a - gamma * b, rest, book)
+        return self.coordinates.join(parameters, rest), memory
 
-    # The interface Diffrax checks; iterations go through `iterate`.
+    # Diffrax checks that a term has these methods, but `Iteration` calls `iterate`.
     def contr(self, t0, t1, **kwargs):
         return t1 - t0
 

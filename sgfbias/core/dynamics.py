@@ -1,9 +1,9 @@
-"""What every way of moving has in common: a clock, a chart, and terms that Diffrax solves."""
+"""What all dynamics have in common: a clock, coordinates, and terms for a solver."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import diffrax as dfx
@@ -11,55 +11,121 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sgfbias.core.checks import as_float, check_positive
 from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.deprecated import accept_old_name, renamed_method
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock, as_number
 
-LARGEST_IMPLICIT = 2_000  # numbers of state
+# The largest state, in numbers, for which an implicit solver is the default.
+LARGEST_IMPLICIT = 2_000
 
 
 class AbstractDynamics(eqx.Module):
-    """A way of moving. All dynamics share the flow's clock: the flow time of an iteration is the time its flow takes to follow it."""
+    """A flow or a discrete algorithm, which moves a network.
 
-    references: ClassVar[Mapping[str, str]] = {}  # keys of the bibliography -> what they are cited for
+    All dynamics share the clock of the flow: one iteration of an algorithm takes as
+    much flow time as its flow needs to follow the iteration.
+    """
+
+    # Keys of the bibliography -> what they are cited for.
+    references: ClassVar[Mapping[str, str]] = {}
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether a run needs a key."""
+        """Whether the dynamics are random, so that a run needs keys."""
         return True
 
     @property
     def is_flow(self) -> bool:
-        """Continuous or discrete."""
+        """Whether the dynamics are continuous, rather than a discrete algorithm."""
         return True
 
     @property
     def weights_only(self) -> bool:
-        """Whether the motion is defined in the weights: algorithms iterate them, and inertia refers to them."""
+        """Whether the dynamics are defined in the weights only.
+
+        This holds for discrete algorithms, which iterate the weights, and for flows
+        with inertia, whose velocity is that of the weights.
+        """
         return not self.is_flow
 
     @property
     @abc.abstractmethod
     def clock(self) -> Clock | None:
-        """Flow time of the solver steps; None for an adaptive solver."""
+        """The flow time of the solver steps, or None for an adaptive solver."""
 
     def default_solver(self, dtype: Any, size: int) -> dfx.AbstractSolver:
-        """The solver used when none is given, for this precision and this many numbers of state."""
+        """The solver to use if the user gives none, for the precision `dtype` and a
+        state of `size` numbers.
+        """
         return dfx.Euler()
 
-    def chart(self, coordinates: AbstractCoordinates) -> AbstractCoordinates:
-        """The coordinates of what moves, given those of the network; dynamics with inertia add a velocity."""
+    def check(self, n: int) -> None:
+        """Refuse dynamics that do not fit a problem of n examples.
+
+        **Raises:** `ValueError` that says what would fit.
+        """
+
+    def schedules(self) -> tuple[Callable[[Array], Any], ...]:
+        """The schedules of these dynamics, as functions of the iteration.
+
+        They may close over values that are being differentiated.
+        """
+        return (
+            (self.clock.step_size,)
+            if self.clock is not None and callable(self.clock.step_size)
+            else ()
+        )
+
+    def rows_per_step(self, n: int) -> int:
+        """The number of examples, out of n, on which one step evaluates the model."""
+        return n
+
+    def integral_shape(self, n: int) -> tuple[int, ...]:
+        """The shape of the running loss integral: () for the mean loss of the n
+        examples, (n,) for the loss of each example.
+        """
+        return ()
+
+    def brownian_steps(self, steps: int) -> int:
+        """The number of finest Brownian increments in `steps` solver steps."""
+        return steps
+
+    def state_coordinates(self, coordinates: AbstractCoordinates) -> AbstractCoordinates:
+        """The coordinates of the state, given the coordinates of the network.
+
+        The two are the same, except that dynamics with inertia add a velocity.
+        """
         return coordinates
+
+    @renamed_method("state_coordinates")
+    def chart(self, coordinates: AbstractCoordinates) -> Any:
+        """The deprecated name of `state_coordinates`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        accept_old_name(cls, "chart", "state_coordinates")
 
     @abc.abstractmethod
     def build(
-        self, coordinates: AbstractCoordinates, problem: Problem, position: Any, key: Array | None, offset: Array, solver: Any
+        self,
+        coordinates: AbstractCoordinates,
+        problem: Problem,
+        position: Any,
+        key: Array | None,
+        offset: Array,
+        solver: Any,
     ) -> Any:
-        """Diffrax terms of one run in step units, solver time 0 being absolute step `offset`; `position` serves for its shapes."""
+        """The Diffrax terms of one run, with solver time in units of steps.
+
+        Solver time 0 is the absolute step `offset`. Only the shapes of `position` are
+        used.
+        """
 
 
 class AbstractDeterministicFlow(AbstractDynamics):
-    """An ordinary differential equation, solved adaptively in flow time, or in fixed steps of `dt`."""
+    """A flow without noise, solved adaptively, or in fixed steps of flow time `dt`."""
 
     dt: eqx.AbstractVar[Array | None]
     rtol: eqx.AbstractVar[float | None]
@@ -76,18 +142,24 @@ class AbstractDeterministicFlow(AbstractDynamics):
     def default_solver(self, dtype, size):
         if self.dt is not None:
             return dfx.Euler()
-        # In float32 rounding hides what an implicit solver's Newton iteration is to reduce, and it stalls: explicit steps are surer there.
-        # An implicit step factorises a matrix of size x size.
-        return dfx.Tsit5() if jnp.finfo(dtype).bits <= 32 or size > LARGEST_IMPLICIT else dfx.Kvaerno5()
+        # In float32 the Newton iteration of an implicit solver stalls at the level of
+        # rounding, so explicit steps are more reliable. In a large state an implicit
+        # step is expensive, as it factorises a matrix of shape (size, size).
+        return (
+            dfx.Tsit5()
+            if jnp.finfo(dtype).bits <= 32 or size > LARGEST_IMPLICIT
+            else dfx.Kvaerno5()
+        )
 
     def unit(self, dtype: Any) -> Array:
-        """Flow time per unit of solver time."""
+        """The flow time per unit of solver time."""
         return jnp.ones((), dtype) if self.dt is None else self.dt.astype(dtype)
 
     def tolerances(self, dtype: Any) -> tuple[float, float]:
-        """`(rtol, atol)` of the adaptive solver in this precision.
+        """The tolerances `(rtol, atol)` of the adaptive solver in precision `dtype`.
 
-        **Raises:** `ValueError` for a relative tolerance below ten units of rounding.
+        **Raises:** `ValueError` for a relative tolerance below ten times the machine
+        epsilon.
         """
         single = jnp.finfo(dtype).bits <= 32
         rtol = (1e-5 if single else 1e-8) if self.rtol is None else self.rtol
@@ -95,12 +167,28 @@ class AbstractDeterministicFlow(AbstractDynamics):
         floor = 10 * float(jnp.finfo(dtype).eps)
         if rtol < floor:
             raise ValueError(
-                f"rtol={rtol:g} is below what {jnp.dtype(dtype).name} can reach (about {floor:.0e}); "
-                "use a larger rtol, or float64 data with jax.config.update('jax_enable_x64', True)"
+                f"rtol={rtol:g} is below what {jnp.dtype(dtype).name} can reach (about "
+                f"{floor:.0e}); use a larger rtol, or float64 data with "
+                "jax.config.update('jax_enable_x64', True)"
             )
         return rtol, atol
 
 
+def as_tolerance(value: Any, name: str) -> float | None:
+    """A tolerance of an adaptive solver, or None for the default.
+
+    **Raises:** `ValueError` for a number that is not positive and finite.
+    """
+    if value is None:
+        return None
+    tolerance = as_float(value, name)
+    check_positive(tolerance, name)
+    return tolerance
+
+
 def as_width(dt: Any) -> Array | None:
-    """`dt=` of a deterministic flow: None, adaptive, or a positive number."""
+    """The `dt` of a deterministic flow as an array, or None for an adaptive solver.
+
+    **Raises:** `ValueError` for a number that is not positive.
+    """
     return None if dt is None else as_number(dt, "dt")

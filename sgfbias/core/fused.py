@@ -1,4 +1,8 @@
-"""Runs whose whole time loop is one kernel: what core asks of a system that has one, and when it is used."""
+"""Fused kernels, which run the whole time loop in one kernel.
+
+A system can provide such a kernel. Here is its interface, and the choice between the
+kernel and the engine.
+"""
 
 from __future__ import annotations
 
@@ -11,52 +15,74 @@ import jax
 from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete
+from sgfbias.core.run import Run
 
 CHOICES = (True, False, "auto", "interpret")
 log = logging.getLogger("sgfbias")
 
 
 class AbstractFused(eqx.Module):
-    """A kernel that takes the place of the solver's loop between two looks at the states of a tile of seeds.
+    """A kernel that runs the steps between two observations of a tile of seeds.
 
-    What it gives is the engine's to rounding: the same increments by number of the step, the same scheme. `members`: the most seeds that it
-    takes at once.
+    Results equal the engine's up to rounding: same Brownian increments, same scheme.
+    `members` is the largest number of seeds that the kernel takes at once.
     """
 
     members: eqx.AbstractClassVar[int]
 
     @abc.abstractmethod
     def __call__(self, y: Any, keys: Array, start: Array, length: Array) -> Any:
-        """The states `(position, integral)` of all seeds, along leading axes, `length` steps after absolute step `start`."""
+        """The states `length` steps after the absolute step `start`, given the states
+        `y` at that step.
+
+        A state is `(position, integral)`, with a leading axis of seeds.
+        """
 
 
 def choose_fused(
-    choice: Any, chart: Any, dynamics: Any, problem: Any, solver: Any, keys: Array | None, *, plain: bool
+    choice: Any, run: Run, *, plain: bool, own_starts: bool = False
 ) -> AbstractFused | None:
-    """The kernel of this run, or None for the engine; `plain`: nobody differentiates or traces the run.
+    """The kernel for a run, or None if the engine is to run it.
 
-    **Raises:** `ValueError` for a choice that does not exist, or a kernel that was asked for and does not apply, with the reason.
+    **Arguments:**
+
+    - `choice`: True, False, `"auto"` or `"interpret"`, see `simulate`.
+    - `run`: the run.
+    - `plain`: whether the run is neither traced nor differentiated.
+    - `own_starts`: whether every seed has a start of its own.
+
+    **Raises:** `ValueError`, with the reason, if `choice` asks for a kernel and none
+    applies.
     """
     if choice is False or (choice == "auto" and jax.default_backend() != "gpu"):
         return None
-    if keys is None or not is_concrete(keys):
-        found: AbstractFused | str = "it is for stochastic flows with concrete keys"
+    if run.keys is None or not is_concrete(run.keys):
+        found: AbstractFused | str = "the kernel is for stochastic flows with concrete keys"
     elif not plain:
         found = "the run is being traced or differentiated, and the kernel has no derivative"
+    elif own_starts:
+        found = "every seed has a start of its own, but the kernel takes one start for all seeds"
     else:
-        found = chart.fused(dynamics, problem, solver, keys, interpret=choice == "interpret")
+        found = run.coordinates.fused(
+            run.dynamics, run.problem, run.solver, run.keys, interpret=choice == "interpret"
+        )
     if not isinstance(found, str):
         return found
     if choice != "auto":
-        raise ValueError(f"fused={choice!r}, but the fused kernel does not apply here: {found}; leave `fused` out for the engine")
+        raise ValueError(
+            f"fused={choice!r}, but the fused kernel does not apply here: {found}; leave `fused` "
+            "out to use the engine"
+        )
     log.info("the fused kernel does not apply here: %s; the engine runs instead", found)
     return None
 
 
 def check_choice(choice: Any) -> None:
-    """Refuse a `fused=` that does not exist.
+    """Refuse an unknown value of `fused`.
 
-    **Raises:** `ValueError` naming those that do.
+    **Raises:** `ValueError` with the known values.
     """
-    if not any(choice is known or (isinstance(known, str) and choice == known) for known in CHOICES):
+    if not any(
+        choice is known or (isinstance(known, str) and choice == known) for known in CHOICES
+    ):
         raise ValueError(f"`fused` must be True, False, 'auto' or 'interpret', but is {choice!r}")

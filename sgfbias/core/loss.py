@@ -1,4 +1,4 @@
-"""Per-example losses: value, derivative in the outputs, and the targets they take."""
+"""Per-example losses, their derivatives in the outputs, and checks of their targets."""
 
 from __future__ import annotations
 
@@ -13,94 +13,127 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Inexact, Shaped
 
-from sgfbias.core.checks import is_concrete
+from sgfbias.core.checks import as_float, check_positive, is_concrete
 
 
 class AbstractLoss(eqx.Module):
-    """A per-example loss `l(f_i, y_i)`; only its value and its derivative in the output `f_i` are used.
+    """A per-example loss `l(f_i, y_i)` of an output `f_i` and a target `y_i`.
 
-    `lower_bound`: a number that no loss is below, if one is known; then a run within rounding of it counts as converged. None, the default
-    for losses that users write, leaves that to `simulate(..., stop=)`.
+    Only its value and its derivative in the output are used. A subclass defines
+    `__call__`, and may define a faster `derivative`, checks of outputs and targets, and
+    `lower_bound`, a number below which the loss cannot fall. A run whose loss is within
+    rounding of the lower bound counts as converged. With None, the default,
+    `simulate(..., stop=)` must say which loss counts as converged.
     """
 
     lower_bound: ClassVar[float | None] = None
 
     @abc.abstractmethod
-    def __call__(self, outputs: Inexact[Array, "n *c"], targets: Shaped[Array, "n *t"]) -> Float[Array, " n"]:
-        """Loss of each example, shape (n,)."""
+    def __call__(
+        self, outputs: Inexact[Array, "n *c"], targets: Shaped[Array, "n *t"]
+    ) -> Float[Array, " n"]:
+        """The loss of each example, shape (n,)."""
 
-    def derivative(self, outputs: Inexact[Array, "n *c"], targets: Shaped[Array, "n *t"]) -> Inexact[Array, "n *c"]:
-        """Derivative `l'(f_i, y_i)` of each example's loss in its own outputs, shape of `outputs`."""
+    def derivative(
+        self, outputs: Inexact[Array, "n *c"], targets: Shaped[Array, "n *t"]
+    ) -> Inexact[Array, "n *c"]:
+        """The derivative `l'(f_i, y_i)` of each example's loss in its own outputs.
+
+        It has the shape of `outputs`.
+        """
         return jax.grad(lambda f: jnp.sum(self(f, targets)))(outputs)
 
     def check_targets(self, targets: Array) -> None:
-        """Refuse targets this loss cannot use.
+        """Refuse targets that this loss cannot use.
 
-        **Raises:** `ValueError` with what it can.
+        **Raises:** `ValueError` that says which targets it can use.
         """
         return None
 
     def check(self, outputs: jax.ShapeDtypeStruct, targets: Array) -> None:
-        """Refuse outputs that do not fit the targets, and a loss that is not one number per example.
+        """Refuse outputs that do not fit the targets, and a loss that does not return
+        one number per example.
 
-        **Raises:** `ValueError` with what was expected.
+        **Raises:** `ValueError` that says what was expected.
         """
         try:
             losses = jax.eval_shape(self, outputs, targets).shape
         except (TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
             raise ValueError(
-                f"the loss {type(self).__name__} cannot be evaluated on outputs of shape {outputs.shape} and targets of shape {targets.shape}: "
-                f"{error}"
+                f"the loss {type(self).__name__} cannot be evaluated on outputs of shape "
+                f"{outputs.shape} and targets of shape {targets.shape}: {error}"
             ) from error
         if losses != outputs.shape[:1]:
             raise ValueError(
-                f"a loss must return one number per example, shape {outputs.shape[:1]}, but {type(self).__name__} returns shape {losses}; "
-                "the mean over examples is taken for you"
+                f"a loss must return one number per example, shape {outputs.shape[:1]}, but "
+                f"{type(self).__name__} returns shape {losses}; do not average over examples, the "
+                "mean is taken for you"
             )
         _check_separate(self, outputs, targets)
 
 
 def _check_separate(loss: AbstractLoss, outputs: jax.ShapeDtypeStruct, targets: Array) -> None:
-    """Refuse a loss whose value for one example depends on another's output, such as one of a batch's ranks or contrasts."""
+    """Refuse a loss in which the loss of one example depends on the output of another.
+
+    Ranking losses and contrastive losses are of this kind.
+    """
     if outputs.shape[0] < 2 or not is_concrete((loss, targets)):
         return
     wave = jnp.cos(jnp.arange(np.prod(outputs.shape), dtype=outputs.dtype)).reshape(outputs.shape)
     tangent = jnp.zeros_like(wave).at[0].set(1)
-    # A loss of probabilities or of positive outputs is looked at where it is defined, in the second place.
+    # All entries of the second point lie between 0 and 1, where a loss of probabilities
+    # or of positive outputs is defined.
     for at in (wave, 0.5 + 0.4 * wave):
         _, moved = jax.jvp(lambda f: loss(f, targets), (at,), (tangent,))
         if not is_concrete(moved):
-            return  # the loss has closed over something that is being traced
+            return  # The loss has closed over something that is being traced.
         others = np.asarray(moved)[1:]
         if np.isfinite(moved).all():
             break
     if np.any(np.isfinite(others) & (others != 0)):
         raise ValueError(
-            f"{type(loss).__name__} is not a per-example loss: changing the output of example 0 changes the loss of "
-            f"{int(np.count_nonzero(others))} others. Noise and minibatches are defined for a mean over examples of l(f_i, y_i) only"
+            f"{type(loss).__name__} is not a per-example loss: changing the output of example 0 "
+            f"changes the loss of {int(np.count_nonzero(others))} others. Noise and minibatches "
+            "are defined only for a mean of l(f_i, y_i) over examples"
         )
 
 
 def _same_shape(loss: AbstractLoss, outputs: jax.ShapeDtypeStruct, targets: Array) -> None:
+    """Refuse targets that do not have the shape of the outputs."""
     if outputs.shape != targets.shape:
         raise ValueError(
-            f"with {type(loss).__name__} the targets must have the shape of the model's outputs, {outputs.shape}, but have shape {targets.shape}"
+            f"with {type(loss).__name__} the targets must have the shape of the model's outputs, "
+            f"{outputs.shape}, but have shape {targets.shape}"
         )
 
 
 class SquaredLoss(AbstractLoss):
-    """`scale * |f_i - y_i|^2`, summed over outputs.
+    """`scale * |f_i - y_i|^2`, summed over the outputs of an example.
 
-    The default scale 1/4 makes the mean over examples `L = 1/(4n) sum_i (f_i - y_i)^2`, the convention of Pesme, Pillaud-Vivien,
-    Flammarion 2021 (arXiv 2106.09524); papers that write 1/(2n) use scale 1/2. Targets: real, the shape of the outputs.
+    Targets are real and have the shape of the outputs.
+
+    **Arguments:**
+
+    - `scale`: positive. The default 1/4 makes the mean over examples
+      `L = 1/(4n) sum_i (f_i - y_i)^2`, the convention of Pesme, Pillaud-Vivien,
+      Flammarion 2021 (arXiv 2106.09524). Use 1/2 for papers that write 1/(2n).
+
+    **Raises:** `ValueError` for a scale that is not positive and finite, and, in
+    `Problem` or `simulate`, for targets of another kind.
     """
 
     lower_bound: ClassVar[float | None] = 0.0
     scale: float = 0.25
 
+    def __check_init__(self):
+        if is_concrete(self.scale):
+            check_positive(as_float(self.scale, "scale"), "scale")
+
     def __call__(self, outputs, targets):
         squares = jnp.square(outputs - targets) * self.scale
-        return squares if squares.ndim == 1 else jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
+        return (
+            squares if squares.ndim == 1 else jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
+        )
 
     def derivative(self, outputs, targets):
         return (outputs - targets) * (2 * self.scale)
@@ -108,9 +141,9 @@ class SquaredLoss(AbstractLoss):
     def check_targets(self, targets):
         if not jnp.issubdtype(targets.dtype, jnp.floating):
             raise ValueError(
-                f"a squared loss needs real targets, but they have dtype {targets.dtype}: for class labels use "
-                "loss=SoftmaxCrossEntropyLoss() or LogisticLoss(), or one-hot targets (jax.nn.one_hot); for numbers that happen to be whole, "
-                "cast them to float"
+                f"a squared loss needs real targets, but they have dtype {targets.dtype}: for "
+                "class labels use loss=SoftmaxCrossEntropyLoss() or LogisticLoss(), or one-hot "
+                "targets (jax.nn.one_hot); numbers that happen to be whole must be cast to float"
             )
 
     def check(self, outputs, targets):
@@ -118,15 +151,24 @@ class SquaredLoss(AbstractLoss):
 
 
 class LogisticLoss(AbstractLoss):
-    """`log(1 + exp(-s_i f_i))` for two classes, one output per example. Targets: -1 and 1, or 0 and 1, or booleans, shape of the outputs."""
+    """`log(1 + exp(-s_i f_i))` for two classes, with one output `f_i` per example.
+
+    `s_i` is the class of example i, -1 or 1. Targets have the shape of the outputs, and
+    are -1 and 1, or 0 and 1, or booleans.
+
+    **Raises:** `ValueError`, in `Problem` or `simulate`, for other targets or outputs.
+    """
 
     lower_bound: ClassVar[float | None] = 0.0
 
     def _signs(self, outputs: Array, targets: Array) -> Array:
+        """The class of each example as -1 or 1."""
         return jnp.where(targets > 0, 1, -1).astype(outputs.dtype)
 
     def __call__(self, outputs, targets):
-        return jnp.logaddexp(jnp.zeros((), outputs.dtype), -self._signs(outputs, targets) * outputs).reshape(outputs.shape[0])
+        return jnp.logaddexp(
+            jnp.zeros((), outputs.dtype), -self._signs(outputs, targets) * outputs
+        ).reshape(outputs.shape[0])
 
     def derivative(self, outputs, targets):
         signs = self._signs(outputs, targets)
@@ -137,19 +179,28 @@ class LogisticLoss(AbstractLoss):
             values = set(np.unique(np.asarray(targets)).tolist())
             if not (values <= {-1, 1} or values <= {0, 1}):
                 shown = ", ".join(f"{v:g}" for v in sorted(values)[:5])
-                raise ValueError(f"LogisticLoss needs labels -1 and 1, or 0 and 1, but the targets take the values {shown}")
+                raise ValueError(
+                    "LogisticLoss needs labels -1 and 1, or 0 and 1, but the targets take the "
+                    f"values {shown}"
+                )
 
     def check(self, outputs, targets):
         _same_shape(self, outputs, targets)
         if np.prod(outputs.shape[1:], dtype=int) != 1:
             raise ValueError(
-                f"LogisticLoss needs one output per example, but the outputs have shape {outputs.shape}; for several classes use "
-                "SoftmaxCrossEntropyLoss()"
+                "LogisticLoss needs one output per example, but the outputs have shape "
+                f"{outputs.shape}; for several classes use SoftmaxCrossEntropyLoss()"
             )
 
 
 class SoftmaxCrossEntropyLoss(AbstractLoss):
-    """`-log softmax(f_i)[y_i]` for C classes. Outputs: logits (n, C). Targets: whole numbers (n,) from 0 to C - 1, or probabilities (n, C)."""
+    """`-log softmax(f_i)[y_i]` for C classes.
+
+    Outputs are logits of shape (n, C) with C >= 2. Targets are class labels, whole
+    numbers from 0 to C - 1 of shape (n,), or probabilities of shape (n, C).
+
+    **Raises:** `ValueError`, in `simulate`, for other outputs or targets.
+    """
 
     lower_bound: ClassVar[float | None] = 0.0
 
@@ -167,30 +218,38 @@ class SoftmaxCrossEntropyLoss(AbstractLoss):
     def check(self, outputs, targets):
         if len(outputs.shape) != 2 or outputs.shape[1] < 2:
             raise ValueError(
-                f"SoftmaxCrossEntropyLoss needs logits of shape (n, classes), at least two, but the model's outputs have shape {outputs.shape}"
+                "SoftmaxCrossEntropyLoss needs logits of shape (n, classes) for at least two "
+                f"classes, but the model's outputs have shape {outputs.shape}"
             )
         if not jnp.issubdtype(targets.dtype, jnp.integer):
             if targets.shape != outputs.shape:
-                hint = "; class labels must be whole numbers: labels.astype(int)" if targets.ndim == 1 else ""
+                hint = (
+                    "; class labels must be whole numbers: labels.astype(int)"
+                    if targets.ndim == 1
+                    else ""
+                )
                 raise ValueError(
-                    f"SoftmaxCrossEntropyLoss with real targets needs probabilities of the outputs' shape {outputs.shape}, but the targets "
-                    f"have shape {targets.shape}{hint}"
+                    "SoftmaxCrossEntropyLoss with real targets needs probabilities of the "
+                    f"outputs' shape {outputs.shape}, but the targets have shape "
+                    f"{targets.shape}{hint}"
                 )
             return
         if targets.shape != outputs.shape[:1]:
             raise ValueError(
-                f"SoftmaxCrossEntropyLoss needs labels of shape {outputs.shape[:1]}, but the targets have shape {targets.shape}"
+                f"SoftmaxCrossEntropyLoss needs labels of shape {outputs.shape[:1]}, but the "
+                f"targets have shape {targets.shape}"
             )
         if is_concrete(targets):
             low, high = int(np.min(np.asarray(targets))), int(np.max(np.asarray(targets)))
             if low < 0 or high >= outputs.shape[1]:
                 raise ValueError(
-                    f"the labels must be from 0 to {outputs.shape[1] - 1}, as the model has {outputs.shape[1]} outputs, but go from {low} to {high}"
+                    f"the labels must be from 0 to {outputs.shape[1] - 1}, as the model has "
+                    f"{outputs.shape[1]} outputs, but they go from {low} to {high}"
                 )
 
 
 class PerExampleLoss(AbstractLoss):
-    """A function `(output_i, target_i) -> scalar` of one example, mapped over the examples."""
+    """A loss given by a function `(output_i, target_i) -> scalar` of one example."""
 
     function: Callable[[Array, Array], Any]
 
@@ -203,13 +262,16 @@ class PerExampleLoss(AbstractLoss):
         except ValueError as error:
             name = getattr(self.function, "__name__", type(self.function).__name__)
             raise ValueError(
-                f"`loss` as a function must map one example's output, shape {outputs.shape[1:]}, and target, shape {targets.shape[1:]}, "
-                f"to a scalar; with {name}: {error}"
+                f"`loss` as a function must map one example's output, shape {outputs.shape[1:]}, "
+                f"and target, shape {targets.shape[1:]}, to a scalar, but {name} does not: {error}"
             ) from error
 
 
 def as_loss(loss: Any) -> AbstractLoss:
-    """`loss=` of a problem: an `AbstractLoss`, a function of one example, or None for the squared loss.
+    """The `AbstractLoss` that the argument `loss` of a problem stands for.
+
+    It may be an `AbstractLoss`, a function of one example, or None for the squared
+    loss.
 
     **Raises:** `ValueError` for anything else.
     """
@@ -220,5 +282,6 @@ def as_loss(loss: Any) -> AbstractLoss:
     if callable(loss) and not isinstance(loss, type):
         return PerExampleLoss(loss)
     raise ValueError(
-        f"`loss` must be a loss such as SquaredLoss() or SoftmaxCrossEntropyLoss(), or a function of one output and one target, but is {loss!r}"
+        "`loss` must be a loss such as SquaredLoss() or SoftmaxCrossEntropyLoss(), or a "
+        f"function of one output and one target, but is {loss!r}"
     )

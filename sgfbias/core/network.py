@@ -1,61 +1,91 @@
-"""What a network may tell the engine beyond its outputs; any other Equinox module is asked for its outputs only."""
+"""What a network may declare to the engine besides its outputs.
+
+Of any other Equinox module the engine uses the outputs only.
+"""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
-if TYPE_CHECKING:
-    from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.coordinates import AbstractCoordinates
 
 
 class AbstractNetwork(eqx.Module):
-    """A network with observables, or coordinates, of its own. Subclassing is the only way to declare them.
+    """A network that declares its own observables or coordinates.
 
-    A plain Equinox module needs none of this: its methods are its own affair, whatever they are called. All methods but the first have a
-    default that says nothing.
+    Subclassing is the only way to declare them. In a plain Equinox module a method that
+    happens to have one of these names is ignored. A subclass must define `__call__`;
+    all other methods have a default that declares nothing.
     """
 
-    references: ClassVar[Mapping[str, str]] = {}  # keys of the bibliography -> what they are cited for
+    # Keys of the bibliography -> what they are cited for.
+    references: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod
     def __call__(self, x: Array) -> Array:
-        """Output on one example."""
+        """The output on one example."""
 
     def predict(self, inputs: Array) -> Array:
-        """Outputs on many examples, (n, ...): where one product is faster than a map."""
+        """The outputs on many examples, (n, ...).
+
+        A subclass may override it if one matrix product is faster than a map over the
+        examples.
+        """
         return jax.vmap(self)(inputs)
 
-    def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates | None:
-        """The chart called `name` (None: the best one) in which to move; None to be moved in its weights, as any module.
+    def coordinates(
+        self, name: str | None, problem: Any, dynamics: Any
+    ) -> AbstractCoordinates | None:
+        """The coordinates called `name` in which the network moves.
 
-        **Raises:** `ValueError` for a name it does not have.
+        The name None asks for the best coordinates. The result None stands for the
+        weights, in which any module can move.
+
+        **Raises:** `ValueError` for a name that the network does not have.
         """
         return None
 
     def observables(self) -> dict[str, Callable[[Any], Array]]:
-        """What can be measured on it: name -> function of the network. Scalars are recorded along a run by default."""
+        """The observables of the network: name -> function of the network.
+
+        Those that are scalars are recorded along a run by default.
+        """
         return {}
 
     def dims(self) -> dict[str, tuple[str, ...]]:
-        """Dimension names of the observables that are not scalars."""
+        """The names of the dimensions of the observables that are not scalars."""
         return {}
 
     def units(self) -> dict[str, str]:
-        """Units of the observables."""
+        """The units of the observables."""
         return {}
 
 
 def evaluate(network: Any, inputs: Array) -> Any:
-    """The network's outputs (n, ...)."""
-    return network.predict(inputs) if isinstance(network, AbstractNetwork) else jax.vmap(network)(inputs)
+    """The outputs of `network` on `inputs`, (n, ...), in the precision of the inputs.
+
+    A model may compute in another precision, such as bfloat16.
+    """
+    if isinstance(network, AbstractNetwork):
+        return network.predict(inputs)
+
+    def in_precision(leaf: Any) -> Any:
+        real = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(inputs.dtype) if real else leaf
+
+    return jax.tree.map(in_precision, jax.vmap(network)(inputs))
 
 
 def declares(network: Any, what: str) -> dict[str, Any]:
-    """Its `observables`, `dims` or `units`; nothing for a plain module."""
+    """What a network declares as its `observables`, `dims` or `units`.
+
+    A plain module declares nothing.
+    """
     return getattr(network, what)() if isinstance(network, AbstractNetwork) else {}

@@ -1,4 +1,4 @@
-"""What is read off a state: the observables, the final network, whether all is finite."""
+"""What is computed from a state: observables, the final network, and finiteness."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ from jaxtyping import Array
 
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.problem import Problem
-from sgfbias.core.tiles import over_groups, over_members
+from sgfbias.core.tiles import map_groups, map_seeds
 
 
 class Observe(eqx.Module):
-    """The observables of a state `(position, integral)`, with the built-in ones."""
+    """Computes the observables of a state `(position, integral)`.
 
-    chart: AbstractCoordinates
+    They are the loss, the loss integral, and `functions` of the network by name.
+    """
+
+    coordinates: AbstractCoordinates
     problem: Problem
     functions: dict[str, Callable]
-    last: bool = eqx.field(static=True, default=False)  # at the end, not along the way
+    # Whether the state is the last one of a run.
+    last: bool = eqx.field(static=True, default=False)
+
+    def within(self, coordinates: AbstractCoordinates) -> Observe:
+        """The same observables in other coordinates."""
+        return Observe(coordinates, self.problem, self.functions, self.last)
 
     def __call__(self, state: Any) -> dict[str, Array]:
         position, integral = state
-        network = self.chart.decode(position)
-        outputs = self.chart.linearise(position, self.problem.inputs)[0]
+        network = self.coordinates.decode(position)
+        outputs = self.coordinates.linearise(position, self.problem.inputs)[0]
         loss = jnp.mean(self.problem.loss(outputs, self.problem.targets))
         values = {"loss": loss, "loss_integral": jnp.mean(integral)}
         if integral.ndim and self.last:
@@ -34,19 +42,54 @@ class Observe(eqx.Module):
         return values | {name: jnp.asarray(f(network)) for name, f in self.functions.items()}
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed random keys, as a model may hold."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def key_words(leaf: Any) -> Any:
+    """The words of typed keys, which NumPy can join; other leaves as they are."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def keys_again(leaf: Any, like: Any) -> Any:
+    """Typed keys of the kind of `like` from their words; other leaves as they are."""
+    if not is_key(like) or leaf is None:
+        return leaf
+    return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like))
+
+
 def all_finite(tree: Any) -> Array:
-    """Whether every number of a PyTree is finite."""
+    """Whether every number in the PyTree `tree` is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 @eqx.filter_jit
-def finish_runs(finish: Observe, y: Any, batched: bool, group: int | None = None) -> Any:
-    """`(values at the end, final network, whether all is finite)` of one state, or of a batch of them, `group` at a time."""
+def finish_runs(
+    finish: Observe,
+    y: Any,
+    batched: bool,
+    group: int | None = None,
+    coordinates_of: Any = None,
+    starts: Any = None,
+) -> Any:
+    """The values at the end, the final network, and whether all numbers are finite.
 
-    def one(y: Any) -> Any:
-        network = eqx.filter(finish.chart.decode(y[0]), eqx.is_array)  # a model's functions are no output of a map
-        return finish(y), network, all_finite(y)
+    - `y`: the final state, or a batch of states if `batched`.
+    - `group`: the number of states that are evaluated at a time; None for all.
+    - `coordinates_of`, `starts`: if given, every state has the coordinates that
+      `coordinates_of` makes from its own row of `starts`.
+    """
+
+    def one(y: Any, start: Any = None) -> Any:
+        own = finish if start is None else finish.within(coordinates_of(start))
+        # Only arrays can be the result of a map, and a model also has functions.
+        network = eqx.filter(own.coordinates.decode(y[0]), eqx.is_array)
+        network = jax.tree.map(key_words, network)
+        return own(y), network, all_finite(y)
 
     if group is not None:
-        return over_groups(one, group, y)
-    return over_members(one, y) if batched else one(y)
+        return map_groups(one, group, y)
+    if not batched:
+        return one(y)
+    return map_seeds(one, y) if starts is None else map_seeds(one, y, starts)

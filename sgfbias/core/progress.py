@@ -1,4 +1,4 @@
-"""Host-side progress, once per chunk: a bar, or a function of the user's."""
+"""Progress of a run, reported once per chunk to a bar or to a function of the user."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 
 class Reporter:
-    """Counts finished chunks over all tiles (from several threads) and tells `show(done, total)`."""
+    """Counts the finished chunks of all tiles and calls `show(done, total)`.
+
+    It may be called from several threads.
+    """
 
     def __init__(self, show: Callable[[int, int], None] | None = None):
         self.total, self._done, self._show, self._lock = 0, 0, show, threading.Lock()
 
     def __call__(self, chunks: int) -> None:
-        """Report that many more chunks as done."""
+        """Add `chunks` to the number of chunks that are done."""
         if self._show is not None and chunks:
             with self._lock:
                 self._done += chunks
@@ -28,8 +31,17 @@ class Reporter:
 
 
 class _Bar(Reporter):
+    """A progress bar in the terminal, drawn by rich."""
+
     def __init__(self):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         columns = (
             TextColumn("simulate"),
@@ -41,7 +53,9 @@ class _Bar(Reporter):
         )
         self._bar = Progress(*columns, transient=True)
         self._task = self._bar.add_task("simulate", total=None)
-        super().__init__(lambda done, total: self._bar.update(self._task, completed=done, total=total))
+        super().__init__(
+            lambda done, total: self._bar.update(self._task, completed=done, total=total)
+        )
 
     def __enter__(self) -> Reporter:
         self._bar.start()
@@ -52,7 +66,7 @@ class _Bar(Reporter):
 
 
 def reporter(progress: Any) -> Reporter:
-    """The reporter for `simulate(progress=...)`.
+    """The reporter for the argument `progress` of `simulate`.
 
     **Raises:** `ValueError` if `progress` is neither a bool nor callable.
     """
@@ -62,4 +76,6 @@ def reporter(progress: Any) -> Reporter:
         return Reporter()
     if callable(progress):
         return Reporter(progress)
-    raise ValueError(f"`progress` must be True, False or a function of (done, total), but is {progress!r}")
+    raise ValueError(
+        f"`progress` must be True, False or a function of (done, total), but is {progress!r}"
+    )

@@ -1,4 +1,7 @@
-"""Where a number came from: versions, device, precision, generator and revision, as flat attributes of a Dataset."""
+"""The origin of a result: versions, device, precision, generator and revision.
+
+They are stored as flat attributes of a Dataset.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sgfbias.core.types import Dataset
+
 PACKAGES = ("sgfbias", "jax", "jaxlib", "diffrax", "equinox", "numpy")
+
+
+def version() -> str:
+    """The version of this package, or "unknown" if it is not installed."""
+    try:
+        return importlib.metadata.version("sgfbias")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 @functools.cache
 def _versions() -> str:
+    """The versions of Python and of `PACKAGES`, as JSON."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -30,22 +44,32 @@ def _versions() -> str:
 
 @functools.cache
 def _revision() -> str:
-    """Git revision of the source tree, `+changed` if files differ from it; "unknown" for an installed package."""
+    """The Git revision of the source tree, or "unknown" for an installed package.
+
+    It ends with `+changed` if files differ from the revision.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "unknown"
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changed" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+changed" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
 def attributes(config: dict[str, Any], *, dtype: Any, keys: Any = None) -> dict[str, str]:
-    """Attributes that travel with every Dataset; `config` is stored as JSON."""
+    """The attributes of every Dataset, in which `config` is stored as JSON.
+
+    `dtype` is the precision of the run, and `keys` are its keys, or None.
+    """
     device = jax.devices()[0]
     return {
         "config": json.dumps(config, default=str, sort_keys=True),
@@ -59,6 +83,6 @@ def attributes(config: dict[str, Any], *, dtype: Any, keys: Any = None) -> dict[
     }
 
 
-def config_of(dataset: Any, name: str) -> Any:
-    """A field of the config that a study's dataset was made with."""
+def config_of(dataset: Dataset, name: str) -> Any:
+    """The field `name` of the config with which a study's dataset was made."""
     return json.loads(dataset.attrs["config"])[name]

@@ -1,4 +1,7 @@
-"""What is recorded and when: observables by name, a grid of steps, and the cuts at which a run is observed."""
+"""What is recorded and when: observables by name, and a grid of steps.
+
+A run is cut into pieces of steps, and is observed after every piece.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,38 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.cached import shapes_of
+from sgfbias.core.checks import as_float_array, as_whole
 from sgfbias.core.network import declares
-from sgfbias.core.traced import shapes_of
 
 BUILT_IN = ("loss", "loss_integral")
-CHECK_EVERY = 1024  # steps between looks at the stopping tolerance, besides the recorded times
+# Names that a Dataset of runs has besides those of observables.
+TAKEN = {
+    "example_integral": "the loss integral of every example",
+    "key": "the keys of the seeds",
+    "key_word": "a dimension",
+    "seed": "a dimension",
+    "status": "the status of every seed",
+    "step": "the recorded steps",
+    "stop_time": "the time at which a seed was stopped",
+    "time": "the recorded times",
+}
+# The stopping criterion is checked at recorded steps, and at multiples of this number.
+CHECK_EVERY = 1024
+MOST_TIMES = 10**7
 
 
 class Record(NamedTuple):
-    """What to record along a run.
+    """What to record along a run, and when.
 
-    - `observables`: None, every declared observable that is a scalar; a sequence of declared names; or a mapping from names to functions
-      of the network (a value of None means the declared one). `loss` and `loss_integral` are always there.
-    - `times`: the number of log-spaced times (0 and the end included), or an array of flow times.
+    **Arguments:**
+
+    - `observables`: None for every declared observable that is a scalar; or a sequence
+      of declared names; or a mapping from names to functions of the network, in which
+      None stands for the declared observable of that name. `loss` and `loss_integral`
+      are always recorded.
+    - `times`: a whole number >= 2 of log-spaced times, which include 0 and the end; or
+      an increasing array of flow times. Default 200.
     """
 
     observables: Mapping[str, Callable[[Any], Array] | None] | Sequence[str] | None = None
@@ -29,62 +51,150 @@ class Record(NamedTuple):
 
 
 def as_record(record: Any) -> Record:
-    """`record=` in its short forms: None, a Record, (observables, times), names, or a mapping."""
+    """The `Record` that the argument `record` of `simulate` stands for.
+
+    It may be None, a `Record`, a pair (observables, times), a sequence of names, or a
+    mapping from names to functions.
+
+    **Raises:** `ValueError` for anything else.
+    """
     if record is None:
         return Record()
     if isinstance(record, Record):
         return record
-    if isinstance(record, tuple) and len(record) == 2 and not all(isinstance(item, str) for item in record):
+    if (
+        isinstance(record, tuple)
+        and len(record) == 2
+        and not all(isinstance(item, str) for item in record)
+    ):
         return Record(*record)
-    if isinstance(record, Mapping) or (isinstance(record, Sequence) and all(isinstance(item, str) for item in record)):
+    if isinstance(record, Mapping) or (
+        isinstance(record, Sequence) and all(isinstance(item, str) for item in record)
+    ):
         return Record(observables=record)
     raise ValueError(
-        f"`record` must be a Record(observables, times), a sequence of names or a mapping from names to functions, but is {record!r}"
+        "`record` must be a Record(observables, times), a sequence of names, or a mapping from "
+        f"names to functions, but is {record!r}"
     )
 
 
 def declared_observables(network: Any, problem: Any) -> dict[str, Callable[[Any], Array]]:
-    """Everything the network and the problem declare, by name."""
+    """The observables that the network and the problem declare, by name."""
     return {**declares(network, "observables"), **problem.observables(network)}
 
 
-def choose_observables(record: Record, network: Any, problem: Any) -> tuple[dict[str, Callable], dict[str, Callable]]:
-    """`(series, finals)`: functions of the network to record at every time, and at the end."""
+def choose_observables(
+    record: Record, network: Any, problem: Any
+) -> tuple[dict[str, Callable], dict[str, Callable]]:
+    """The observables to record at every time, and those to record at the end.
+
+    Both are functions of the network by name.
+
+    **Raises:** `ValueError` for an unknown name, a value that is not a function, and a
+    name that the engine, the network or the problem uses for something else.
+    """
     declared = declared_observables(network, problem)
+    for name in declared:
+        _check_name(name, declared, declared)
     if record.observables is None:
         values = shapes_of(_values, declared, network)
+        _check_dimensions(values, network, problem)
         return {name: f for name, f in declared.items() if values[name].shape == ()}, declared
-    asked = record.observables if isinstance(record.observables, Mapping) else dict.fromkeys(record.observables)
+    asked = (
+        record.observables
+        if isinstance(record.observables, Mapping)
+        else dict.fromkeys(record.observables)
+    )
     series: dict[str, Callable] = {}
     for name, function in asked.items():
         if name in BUILT_IN and function is None:
             continue
         if function is None and name not in declared:
             known = ", ".join([*BUILT_IN, *declared])
-            raise ValueError(f"no observable called {name!r} here; there are {known}; or give a function: record={{{name!r}: f}}")
-        function = declared[name] if function is None else function
-        if not callable(function):
-            raise ValueError(f"observable {name!r} must be a function of the network, but is {type(function).__name__}")
-        series[name] = function
-    return series, {**declared, **series}
+            raise ValueError(
+                f"no observable called {name!r} here; there are {known}; or give a function f of "
+                f"the network: record={{{name!r}: f}}"
+            )
+        chosen: Any = declared[name] if function is None else function
+        if not callable(chosen):
+            raise ValueError(
+                f"observable {name!r} must be a function of the network, but is "
+                f"{type(chosen).__name__}"
+            )
+        if chosen is not declared.get(name):
+            _check_name(name, declared, {**declared, **asked}, own=True)
+        series[name] = chosen
+    finals = {**declared, **series}
+    _check_dimensions(shapes_of(_values, finals, network), network, problem)
+    return series, finals
+
+
+def _check_name(
+    name: Any, declared: Mapping[str, Callable], names: Mapping[str, Any], *, own: bool = False
+) -> None:
+    """Refuse a name of an observable that stands for something else already.
+
+    `names` has all names. With `own` the name is that of a function in `record`, and
+    not of a declared one.
+    """
+    if not isinstance(name, str) or not name or "/" in name:
+        raise ValueError(
+            f"an observable's name must be a non-empty text without '/', but is {name!r}"
+        )
+    ended = name.removeprefix("final_")
+    if name in BUILT_IN:
+        what = "is built in and is recorded in any case"
+    elif name in TAKEN:
+        what = f"is the name of {TAKEN[name]} in to_xarray()"
+    elif ended != name and (ended in BUILT_IN or ended in TAKEN or ended in names):
+        what = f"is the name of the last {ended!r} in to_xarray()"
+    elif own and name in declared:
+        what = f"is declared by the network or the problem; record={{{name!r}: None}} records it"
+    else:
+        return
+    raise ValueError(f"the observable {name!r} needs another name, because that {what}")
+
+
+def _check_dimensions(values: Mapping[str, Any], network: Any, problem: Any) -> None:
+    """Refuse an observable that is called like a dimension of another one."""
+    dims = {**declares(network, "dims"), **problem.dims()}
+    for name, value in values.items():
+        rank = len(getattr(value, "shape", ()))
+        for dimension in dims.get(name) or [f"{name}_{k}" for k in range(rank)]:
+            for other in (dimension, dimension.removeprefix("final_")):
+                if other in values and other != name:
+                    raise ValueError(
+                        f"the observable {other!r} needs another name, because to_xarray() calls a "
+                        f"dimension of {name!r} so"
+                    )
 
 
 def _values(functions: Mapping[str, Callable], network: Any) -> dict[str, Any]:
+    """The values of the observables of a network, by name."""
     return {name: f(network) for name, f in functions.items()}
 
 
 def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:
-    """Steps to record: a log-spaced grid of that many steps, or the given flow times, which must be beginnings of steps.
+    """The steps to record.
 
-    **Raises:** `ValueError` for times off the grid, outside the run or not increasing.
+    If `times` is a number, the steps are a log-spaced grid of at most that many. If it
+    is an array of flow times, each must be the time at which a step begins.
+
+    **Raises:** `ValueError` for times that are off the grid of steps, outside the run
+    or not increasing, and for a number below 2.
     """
-    if isinstance(times, int | np.integer):
+    if np.ndim(times) == 0 and not isinstance(times, str):
+        times = as_whole(times, "times", least=0, most=MOST_TIMES)
         if times < 2:
-            raise ValueError(f"the number of recorded times must be at least 2 (start and end), but is {times}")
-        return np.unique(np.concatenate([[0], np.round(np.geomspace(1, steps, max(int(times) - 1, 1))).astype(np.int64), [steps]]))
+            raise ValueError(
+                f"the number of recorded times must be at least 2 (start and end), but is {times}"
+            )
+        spaced = np.round(np.geomspace(1, steps, max(int(times) - 1, 1))).astype(np.int64)
+        return np.unique(np.concatenate([[0], spaced, [steps]]))
     wanted = _increasing(times)
     if clock.width is None:
-        return _scheduled_grid(wanted, np.asarray(clock.times(np.arange(steps + 1), dtype), np.float64))
+        begins = np.asarray(clock.times(np.arange(steps + 1), dtype), np.float64)
+        return _scheduled_grid(wanted, begins)
     width = float(clock.width)
     grid = np.round(wanted / width).astype(np.int64)
     ratio = wanted / width
@@ -92,52 +202,90 @@ def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:
     if off.any():
         near = grid[off][0] * width
         raise ValueError(
-            f"recorded times must be whole steps of width {width:g}, but {wanted[off][0]:g} is not (the nearest is {near:g}); "
-            "change the times or dt"
+            f"recorded times must be whole steps of width {width:g}, but {wanted[off][0]:g} is "
+            f"not (the nearest is {near:g}); change the times or dt"
         )
     if grid[-1] > steps:
-        raise ValueError(f"recorded times must lie within the run, 0 to {steps * width:g}, but the last one is {wanted[-1]:g}")
+        raise ValueError(
+            f"recorded times must lie within the run, 0 to {steps * width:g}, but the last one "
+            f"is {wanted[-1]:g}"
+        )
     return np.unique(grid)
 
 
 def _scheduled_grid(wanted: np.ndarray, begins: np.ndarray) -> np.ndarray:
-    """The steps that begin at the wanted times, where each step takes a time of its own."""
+    """The steps that begin at the `wanted` times, if steps differ in flow time.
+
+    `begins` are the times at which all steps begin.
+    """
     if wanted[-1] > begins[-1] * (1 + 1e-6):
-        raise ValueError(f"recorded times must lie within the run, 0 to {begins[-1]:g}, but the last one is {wanted[-1]:g}")
+        raise ValueError(
+            f"recorded times must lie within the run, 0 to {begins[-1]:g}, but the last one is "
+            f"{wanted[-1]:g}"
+        )
     upper = np.searchsorted(begins, wanted).clip(1, len(begins) - 1)
     grid = np.where(wanted - begins[upper - 1] < begins[upper] - wanted, upper - 1, upper)
     off = np.abs(begins[grid] - wanted) > 1e-4 * (begins[upper] - begins[upper - 1]) + 1e-6 * wanted
     if off.any():
         raise ValueError(
-            f"recorded times must be beginnings of steps, but {wanted[off][0]:g} is not (the nearest is {begins[grid[off][0]]:g}); give the "
-            "number of times instead"
+            f"at every recorded time a step must begin, but at {wanted[off][0]:g} none does (the "
+            f"nearest begins at {begins[grid[off][0]]:g}); give the number of times instead"
         )
     return np.unique(grid)
 
 
 def time_grid(times: Any, t1: float) -> np.ndarray:
-    """Flow times to record for an adaptive solver: 0, then a log-spaced grid over five decades up to `t1`; or the given ones."""
-    if isinstance(times, int | np.integer):
+    """The flow times to record with an adaptive solver.
+
+    If `times` is a number, they are 0 and a log-spaced grid over the five decades up to
+    `t1`. If it is an array, they are the given times.
+
+    **Raises:** `ValueError` for times that are outside the run or not increasing, and
+    for a number below 2.
+    """
+    if np.ndim(times) == 0 and not isinstance(times, str):
+        times = as_whole(times, "times", least=0, most=MOST_TIMES)
         if times < 2:
-            raise ValueError(f"the number of recorded times must be at least 2 (start and end), but is {times}")
+            raise ValueError(
+                f"the number of recorded times must be at least 2 (start and end), but is {times}"
+            )
         return np.concatenate([[0.0], np.geomspace(t1 * 1e-5, t1, int(times) - 1)])
     wanted = _increasing(times)
     if wanted[-1] > t1 * (1 + 1e-12):
-        raise ValueError(f"recorded times must lie within the run, 0 to {t1:g}, but the last one is {wanted[-1]:g}")
+        raise ValueError(
+            f"recorded times must lie within the run, 0 to {t1:g}, but the last one is "
+            f"{wanted[-1]:g}"
+        )
     return np.minimum(wanted, t1)
 
 
 def _increasing(times: Any) -> np.ndarray:
-    wanted = np.atleast_1d(np.asarray(times, dtype=np.float64))
-    if wanted.ndim != 1 or wanted.size == 0 or not np.isfinite(wanted).all() or wanted[0] < 0 or (np.diff(wanted) <= 0).any():
-        raise ValueError(f"recorded times must be a non-empty increasing list of non-negative numbers, but are {times!r}")
+    """Recorded times as an array; they must be non-negative and increasing."""
+    wanted = np.atleast_1d(np.asarray(as_float_array(times, "times"), dtype=np.float64))
+    if (
+        wanted.ndim != 1
+        or wanted.size == 0
+        or not np.isfinite(wanted).all()
+        or wanted[0] < 0
+        or (np.diff(wanted) <= 0).any()
+    ):
+        raise ValueError(
+            "recorded times must be a non-empty increasing list of non-negative numbers, but they "
+            f"are {times!r}"
+        )
     return wanted
 
 
 class Segments(NamedTuple):
-    """Pieces of a run, one chunk per row: the first step, the number of steps, and whether the stopping tolerance is looked at after.
+    """The pieces of a run, with one chunk per row.
 
-    Rows are padded with pieces of no steps. `ends` lists the last step of every piece in order, `where` its (row, column).
+    Rows are padded with pieces of no steps.
+
+    - `start`: (rows, columns), the first step of every piece.
+    - `length`: (rows, columns), the number of steps of every piece.
+    - `check`: (rows, columns), whether the stopping criterion is checked after a piece.
+    - `ends`: (pieces,), the step at which every piece ends, in order.
+    - `where`: (pieces, 2), the row and the column of every piece, in the same order.
     """
 
     start: np.ndarray
@@ -147,11 +295,16 @@ class Segments(NamedTuple):
     where: np.ndarray
 
 
-def cut(recorded: np.ndarray, steps: int, chunk: int, stopping: bool, *, one_row: bool = False) -> Segments:
-    """Cut a run at its recorded steps, at a quarter and a half (for the statuses), at looks for stopping, and at chunk boundaries.
+def cut(
+    recorded: np.ndarray, steps: int, chunk: int, stopping: bool, *, one_row: bool = False
+) -> Segments:
+    """Cut a run of `steps` steps into pieces.
 
-    The tolerance is looked at on a grid of absolute steps, never at a chunk boundary as such: results do not depend on the chunk.
-    `one_row`: all chunks in one row, without padding.
+    It is cut at the recorded steps, at a quarter and a half of the run (for the
+    statuses), at the steps where the stopping criterion is checked (if `stopping`), and
+    at the boundaries of chunks. The criterion is checked on a grid of absolute steps,
+    and not at the boundaries of chunks, so that results do not depend on `chunk`. With
+    `one_row` all pieces are in one row without padding.
     """
     looks = set(recorded.tolist()) | ({*range(0, steps, CHECK_EVERY), steps} if stopping else set())
     marks = {0, steps // 4, steps // 2, steps}
@@ -161,11 +314,13 @@ def cut(recorded: np.ndarray, steps: int, chunk: int, stopping: bool, *, one_row
     rows = 1 if one_row else math.ceil(steps / chunk)
     width = int(np.bincount(row, minlength=rows).max())
     if not one_row:
-        # Rounded up to a few sizes: runs that differ in length only share one compiled program.
+        # The width is rounded up to one of a few sizes, so that runs that differ only
+        # in length share one compiled program.
         width = max(8, 4 ** math.ceil(math.log(width, 4)))
     column = np.concatenate([np.arange(np.sum(row == r)) for r in range(rows)])
     shape = (rows, width)
-    start, length, check = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, bool)
+    start, length = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    check = np.zeros(shape, bool)
     start[row, column], length[row, column] = starts, ends - starts
     check[row, column] = np.isin(ends, sorted(looks))
     return Segments(start, length, check, ends, np.stack([row, column], axis=1))

@@ -1,11 +1,14 @@
-"""What a run used, by the keys of the bibliography `sgfbias/references.bib`: classes say it in `references`, this collects it."""
+"""The works that a run used, as keys of the bibliography `sgfbias/references.bib`.
+
+Classes list them in their attribute `references`, and this module collects them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Every run: a mapping from the key of an entry to what it is cited for.
+# What every run used: the key of an entry -> what it is cited for.
 SOFTWARE: Mapping[str, str] = {
     "sgfbias": "the package itself",
     "jax2018": "arrays, derivatives and compilation",
@@ -13,7 +16,8 @@ SOFTWARE: Mapping[str, str] = {
     "diffrax2021": "the solvers and their terms",
 }
 
-# Diffrax's solvers that have a paper of their own; the implicit one solves its stages by Optimistix, and that by Lineax.
+# Diffrax's solvers that have their own paper. The implicit solver solves its stages
+# with Optimistix, which solves linear systems with Lineax.
 SOLVERS: Mapping[str, Mapping[str, str]] = {
     "Tsit5": {"tsitouras2011": "the solver Tsit5"},
     "Kvaerno5": {
@@ -25,7 +29,10 @@ SOLVERS: Mapping[str, Mapping[str, str]] = {
 
 
 def merge(*parts: Mapping[str, str]) -> dict[str, str]:
-    """One mapping from keys to what they are cited for; different reasons for one key are joined."""
+    """Merge mappings from keys to what they are cited for.
+
+    Different reasons for one key are joined.
+    """
     reasons: dict[str, list[str]] = {}
     for part in parts:
         for key, text in part.items():
@@ -35,6 +42,9 @@ def merge(*parts: Mapping[str, str]) -> dict[str, str]:
 
 
 def references_of(thing: Any) -> Mapping[str, str]:
-    """The `references` of an object of this package; nothing for any other, whose attributes are its own affair."""
+    """The `references` of an object whose class derives from a class of this package.
+
+    For any other object there are none, even if it has such an attribute.
+    """
     ours = any(base.__module__.partition(".")[0] == "sgfbias" for base in type(thing).__mro__)
     return getattr(thing, "references", {}) if ours else {}

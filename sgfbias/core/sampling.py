@@ -1,4 +1,7 @@
-"""Which examples an iteration sees: a function of the seed's key and of the absolute number of the iteration only."""
+"""The examples that an iteration draws.
+
+They depend only on the key of the seed and on the absolute number of the iteration.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,26 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
+
+from sgfbias.core.checks import as_whole
 
 Sampling = Literal["with_replacement", "without_replacement", "random_reshuffling"]
 
 
-def sample_batch(stream: Array, step: Array, batch_size: int, n: int, sampling: str = "with_replacement") -> Array:
-    """Indices (batch_size,) of iteration `step`.
+def sample_batch(
+    stream: Array, step: Array, batch_size: int, n: int, sampling: str = "with_replacement"
+) -> Array:
+    """The indices (batch_size,) of the examples that iteration `step` draws.
 
-    - `with_replacement`: independent and uniform.
-    - `without_replacement`: distinct within a batch; batches are independent.
-    - `random_reshuffling`: a new permutation each epoch of `n // batch_size` iterations, which leaves out `n % batch_size` examples.
+    - `"with_replacement"`: the examples are independent and uniform.
+    - `"without_replacement"`: the examples are distinct within a batch, and batches are
+      independent.
+    - `"random_reshuffling"`: every epoch of `n // batch_size` iterations has a new
+      permutation of the examples, and leaves out the last `n % batch_size` of it.
 
-    The last two draw a permutation of n at every iteration, O(n log n), except for batches of one without replacement.
+    The last two draw a permutation of n at every iteration, at a cost of O(n log n),
+    except for batches of one without replacement.
     """
     if sampling == "random_reshuffling":
         epoch, place = step // (n // batch_size), step % (n // batch_size)
@@ -32,29 +41,35 @@ def sample_batch(stream: Array, step: Array, batch_size: int, n: int, sampling: 
 
 
 def check_batch(batch_size: object, sampling: str) -> int:
-    """A batch size and a way of sampling.
+    """Return the batch size as an int.
 
-    **Raises:** `ValueError` unless the batch size is a whole number >= 1 and the way is one of the three.
+    **Raises:** `ValueError` unless the batch size is a whole number >= 1 and `sampling`
+    is one of the three of `sample_batch`.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be a whole number >= 1, but is {batch_size!r}")
+    count = as_whole(batch_size, "batch_size")
     if sampling not in get_args(Sampling):
-        raise ValueError(f"`sampling` must be one of {', '.join(map(repr, get_args(Sampling)))}, but is {sampling!r}")
-    return int(batch_size)
+        raise ValueError(
+            f"`sampling` must be one of {', '.join(map(repr, get_args(Sampling)))}, but is "
+            f"{sampling!r}"
+        )
+    return count
 
 
 def check_against(batch_size: int, sampling: str, n: int) -> None:
-    """Refuse batches larger than the data; with replacement they are legitimate mathematics, but never what was meant.
+    """Refuse batches that are larger than the data.
 
-    **Raises:** `ValueError` with what is possible.
+    With replacement they would be legitimate mathematics, but they are never intended.
+
+    **Raises:** `ValueError` that says what is possible.
     """
     if batch_size > n:
         raise ValueError(
-            f"`batch_size` must be at most n = {n}, the number of examples, but is {batch_size}; for all examples at every iteration use "
-            "GradientDescent"
+            f"`batch_size` must be at most n = {n}, the number of examples, but is {batch_size}; "
+            "to use all examples at every iteration, take GradientDescent"
         )
 
 
 def signs(stream: Array, step: Array, shape: tuple[int, ...], dtype: object) -> Array:
-    """Fair signs of iteration `step`."""
-    return jnp.where(jax.random.bernoulli(jax.random.fold_in(stream, step), shape=shape), 1, -1).astype(dtype)
+    """Random signs of iteration `step`, +1 and -1 with equal probabilities."""
+    heads = jax.random.bernoulli(jax.random.fold_in(stream, step), shape=shape)
+    return jnp.where(heads, 1, -1).astype(dtype)

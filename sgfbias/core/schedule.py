@@ -1,7 +1,9 @@
 """Hyperparameters that vary along a run, and the clock that turns steps into flow time.
 
-A schedule is any function of the number of the iteration, 0, 1, 2, ..., so any Optax schedule. Flows read it at the whole iteration they
-are in: iteration k of the algorithm and the piece of the flow that models it have one step size and take one flow time.
+A schedule is any function of the number of the iteration, 0, 1, 2, ..., such as one of
+Optax. A flow evaluates it at the whole iteration that it models at the time. Iteration
+k of the algorithm and the piece of the flow that models it therefore have the same step
+size, and take the same flow time.
 """
 
 from __future__ import annotations
@@ -15,61 +17,81 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import check_positive, is_concrete, numpy_for
+from sgfbias.core.checks import as_real, as_whole, check_positive, is_concrete, numpy_for
+
+# The iterations at which a schedule is evaluated at once.
+MOST_AT_ONCE = 2**20
 
 
 def as_number(value: Any, name: str, *, zero_allowed: bool = False) -> Array:
-    """A positive scalar hyperparameter as an array, so that changing it does not recompile.
+    """Return a positive scalar hyperparameter as an array.
 
-    **Raises:** `ValueError` if it is not a scalar, not finite or not positive.
+    As an array it can change without a new compilation.
+
+    **Raises:** `ValueError` if it is not a scalar, not finite or not positive. With
+    `zero_allowed` it may be 0.
     """
-    array = jnp.asarray(value, dtype=jnp.result_type(float))
-    if array.ndim != 0:
-        raise ValueError(f"`{name}` must be a scalar, but has shape {array.shape}; run several values with jax.vmap or a loop")
+    array = as_real(value, name, more="; run several values with jax.vmap or a loop")
     check_positive(array, name, zero_allowed=zero_allowed)
     return array
 
 
 def as_scheduled(value: Any, name: str, *, zero_allowed: bool = False) -> Any:
-    """A positive number, or a schedule, which is any function of the iteration.
+    """Return a positive number as an array, or a schedule as it is.
 
-    **Raises:** `ValueError` for a number as `as_number`, and for a schedule that does not return a non-negative scalar at iteration 0.
+    **Raises:** `ValueError` for a number that `as_number` refuses, and for a schedule
+    that does not return a non-negative scalar at iteration 0.
     """
     if not callable(value):
         return as_number(value, name, zero_allowed=zero_allowed)
     try:
         first = jnp.asarray(_call(value, jnp.int32(0)))
-    except TypeError as error:
+    except Exception as error:
         raise ValueError(
-            f"`{name}` as a schedule must be a function of the iteration, e.g. optax.cosine_decay_schedule(0.1, 1000): {error}"
+            f"`{name}` as a schedule must be a function of the iteration, e.g. "
+            f"optax.cosine_decay_schedule(0.1, 1000), but calling it at iteration 0 failed: {error}"
         ) from error
     if first.ndim != 0:
-        raise ValueError(f"`{name}` as a schedule must return a scalar, but at iteration 0 it returns shape {first.shape}")
+        raise ValueError(
+            f"`{name}` as a schedule must return a scalar, but at iteration 0 it returns shape "
+            f"{first.shape}"
+        )
     check_positive(first, f"{name}(0)", zero_allowed=True)
     return value
 
 
 def value_at(value: Any, iteration: Array, dtype: Any) -> Array:
-    """A number or a schedule at an iteration."""
+    """The value of a number or a schedule at an iteration."""
     return jnp.asarray(_call(value, iteration) if callable(value) else value).astype(dtype)
 
 
 def _call(schedule: Any, iteration: Array) -> Any:
-    with jax.numpy_dtype_promotion("standard"):  # schedules divide whole numbers by whole numbers
+    """The value of a schedule at an iteration."""
+    # Schedules divide integers by integers, which strict type promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
         return schedule(iteration)
 
 
 class UntilTime(eqx.Module):
-    """The constant step size gamma, but for the last of `steps` steps, which ends at flow time `t1`: a run of fixed time whatever gamma.
+    """The constant step size gamma, except for the last step, which ends at time `t1`.
 
-    `StochasticGradientDescent(UntilTime(gamma, t1=10.0, steps=200))` differentiated in gamma is the derivative at fixed time of the iterates,
-    joined by straight lines; with gamma alone it is the one at fixed steps, whose flow time moves along. With momentum b a step of gamma takes
-    `gamma / (1 - b)` of flow time, and `t1` is still the sum of step sizes.
+    It is a schedule for runs of a fixed final time whatever gamma. A derivative of
+    `StochasticGradientDescent(UntilTime(gamma, t1=10.0, steps=200))` in gamma is at a
+    fixed time, of the path that joins the iterates by straight lines. With the number
+    gamma as the step size, a derivative is at a fixed number of steps, so that the
+    final time changes with gamma.
 
-    **Arguments:** `step_size`: gamma > 0. `t1`: the sum of all step sizes. `steps`: how many, a whole number.
+    **Arguments:**
 
-    **Raises:** `ValueError` if the last step is not between 0 and 2 gamma. Where gamma is being traced that cannot be told, and the step
-    is NaN instead, which marks the run as non-finite.
+    - `step_size`: gamma > 0.
+    - `t1`: positive. The sum of all step sizes, which is the final flow time. With
+      momentum b a step of gamma takes a flow time of `gamma / (1 - b)`, but `t1` is
+      still the sum of the step sizes.
+    - `steps`: a whole number >= 1. The number of steps.
+
+    **Raises:** `ValueError` if the last step is not between 0 and 2 gamma. If gamma is
+    being traced this cannot be checked. The last step is then NaN, which marks the run
+    as non-finite.
     """
 
     step_size: Array
@@ -78,29 +100,32 @@ class UntilTime(eqx.Module):
 
     def __init__(self, step_size: Any, *, t1: Any, steps: int):
         self.step_size, self.t1 = as_number(step_size, "step_size"), as_number(t1, "t1")
-        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-            raise ValueError(f"`steps` must be a whole number >= 1, but is {steps!r}")
-        self.steps = int(steps)
-        if is_concrete((self.step_size, self.t1)) and not bool(jnp.isfinite(self(jnp.int32(steps - 1)))):
+        self.steps = steps = as_whole(steps, "steps")
+        if is_concrete((self.step_size, self.t1)) and not bool(
+            jnp.isfinite(self(jnp.int32(steps - 1)))
+        ):
             gamma, end = float(self.step_size), float(self.t1)
             raise ValueError(
-                f"{steps} steps of {gamma:g} cannot end at t1={end:g}: the last one would be {end - (steps - 1) * gamma:g} long, and must be "
-                f"between 0 and {2 * gamma:g}; take steps={max(round(end / gamma), 1)}"
+                f"{steps} steps of {gamma:g} cannot end at t1={end:g}: the last one would be "
+                f"{end - (steps - 1) * gamma:g} long, but must be between 0 and {2 * gamma:g}; "
+                f"take steps={max(round(end / gamma), 1)}"
             )
 
     def __call__(self, iteration: Array) -> Array:
-        """The step size of an iteration."""
+        """The step size at `iteration`."""
         last = self.t1 - (self.steps - 1) * self.step_size
         last = jnp.where((last >= 0) & (last <= 2 * self.step_size), last, jnp.nan)
         return jnp.where(iteration == self.steps - 1, last, self.step_size)
 
 
 class Clock(eqx.Module):
-    """Flow time of solver steps.
+    """The clock of a run, which gives the flow time of every solver step.
 
-    - `step_size`: of the iteration, a number or a schedule. `width`: flow time per solver step where that is constant, else None.
-    - `factor`: without `width`, a step takes `step_size * factor` of flow time. `ratio`: iterations per solver step, None for one, a
-      whole numerator and denominator, or a real number.
+    - `step_size`: the step size of the iteration, a number or a schedule.
+    - `width`: the flow time per solver step if it is constant, or None.
+    - `factor`: without `width`, a step takes a flow time of `step_size * factor`.
+    - `ratio`: the iterations per solver step: a numerator and a denominator, (2,) whole
+      numbers, or a real number, or None for one.
     """
 
     step_size: Any
@@ -108,11 +133,19 @@ class Clock(eqx.Module):
     factor: Any
     ratio: Any
 
-    def __init__(self, step_size: Any, *, width: Array | None = None, factor: Any = 1.0, ratio: Any = None):
+    def __init__(
+        self, step_size: Any, *, width: Array | None = None, factor: Any = 1.0, ratio: Any = None
+    ):
         self.step_size, self.factor, self.ratio = step_size, factor, ratio
         scheduled = callable(step_size)
         given = scheduled or width is not None
-        self.width = width if given else step_size if isinstance(factor, float) and factor == 1 else step_size * factor
+        self.width = (
+            width
+            if given
+            else step_size
+            if isinstance(factor, float) and factor == 1
+            else step_size * factor
+        )
 
     def iteration(self, step: Array) -> Array:
         """The whole iteration that solver step `step` belongs to."""
@@ -124,17 +157,20 @@ class Clock(eqx.Module):
         return (step // down) * up + (step % down) * up // down
 
     def gamma(self, step: Array, dtype: Any) -> Array:
-        """Step size of the iteration that solver step `step` belongs to."""
+        """The step size of the iteration that solver step `step` belongs to."""
         return value_at(self.step_size, self.iteration(step), dtype)
 
     def span(self, step: Array, dtype: Any) -> Array:
-        """Flow time that solver step `step` takes."""
+        """The flow time that solver step `step` takes."""
         if self.width is not None:
             return jnp.asarray(self.width).astype(dtype)
         return self.gamma(step, dtype) * jnp.asarray(self.factor, dtype)
 
     def times(self, steps: np.ndarray, dtype: Any) -> Any:
-        """Flow time at the beginning of each of the given increasing steps; a schedule's are summed in float64 where they are concrete."""
+        """The flow time at which each of the given increasing `steps` begins.
+
+        The step sizes of a schedule are summed in float64, unless they are traced.
+        """
         if self.width is not None:
             host = numpy_for(self.width)
             return host.asarray(steps, dtype) * host.asarray(self.width, dtype)
@@ -144,16 +180,63 @@ class Clock(eqx.Module):
         return jnp.concatenate([jnp.zeros(1, dtype), jnp.cumsum(spans)])[steps]
 
 
+def check_schedule(schedule: Any, name: str, iterations: int) -> None:
+    """Refuse a schedule that is negative, NaN or infinite anywhere in a run.
+
+    **Arguments:**
+
+    - `schedule`: a function of the iteration that closes over no traced values. Its
+      value is a number, or a PyTree of numbers.
+    - `name`: what it is called in an error.
+    - `iterations`: the number of iterations of the run.
+
+    **Raises:** `ValueError` that names the first such iteration, and the value there.
+    """
+    for start in range(0, iterations, MOST_AT_ONCE):
+        # A few sizes only, so that runs of other lengths are not compiled again.
+        count = min(MOST_AT_ONCE, 1 << max(iterations - start - 1, 63).bit_length())
+        found = _scheduled(schedule, jnp.int32(start), count)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+            values = np.asarray(leaf)[: iterations - start]
+            bad = ~(np.isfinite(values) & (values >= 0))
+            if bad.any():
+                first = int(np.argwhere(bad)[0][0])
+                raise ValueError(
+                    f"`{name}{jax.tree_util.keystr(path)}` as a schedule must be non-negative and "
+                    f"finite in every iteration, but at iteration {start + first} it is "
+                    f"{values[first]}"
+                )
+
+
+@eqx.filter_jit
+def _scheduled(schedule: Any, start: Array, count: int) -> Any:
+    """The values of a schedule at `count` iterations from `start`."""
+
+    def at(k: Array) -> Any:
+        leaves = jax.tree.map(jnp.asarray, _call(schedule, k))
+        return eqx.filter(leaves, lambda leaf: jnp.issubdtype(leaf.dtype, jnp.number))
+
+    return jax.vmap(at)(start + jnp.arange(count, dtype=jnp.int32))
+
+
 @eqx.filter_jit
 def _spans(clock: Clock, count: int, dtype: Any) -> Array:
+    """The flow times that the first `count` solver steps take."""
     return jax.vmap(lambda k: clock.span(k, dtype))(jnp.arange(count, dtype=jnp.int32))
 
 
 def iterations_per_step(dt: Any, step_size: Any) -> Array:
-    """`dt / step_size`: a numerator and a denominator, (2,) whole numbers, as arrays so that another dt does not recompile; a real number
-    while one of them is being traced, or beyond 1/4096."""
+    """The ratio `dt / step_size` for a `Clock`, as an array.
+
+    It is a numerator and a denominator, (2,) whole numbers. It is a real number if `dt`
+    or `step_size` is being traced, or if no denominator up to 4096 gives the ratio. As
+    an array it can change without a new compilation.
+    """
     if is_concrete((dt, step_size)):
         fraction = Fraction(float(dt) / float(step_size)).limit_denominator(4096)
-        if fraction and abs(float(fraction) * float(step_size) / float(dt) - 1) < 1e-6:
+        if (
+            0 < fraction.numerator < 2**31
+            and abs(float(fraction) * float(step_size) / float(dt) - 1) < 1e-6
+        ):
             return jnp.asarray([fraction.numerator, fraction.denominator], jnp.int32)
     return jnp.asarray(dt / step_size, jnp.float32)

@@ -1,12 +1,17 @@
-r"""The diagonal linear network of depth p >= 3, `beta = w_+^p - w_-^p`, in two charts.
+"""The diagonal linear network of depth p >= 3, `beta = w_+^p - w_-^p`, in two
+coordinate systems.
 
-With `c` the cotangent of core the weights move by `dw_+- = +-p w_+-^{p-1} X^T dc` (Itô), so with `Q = diag(X^T Cov(c) X)`
+Let `c` be the accumulated cotangent on the outputs. The weights move by
+`dw_+- = +-p w_+-^{p-1} X^T dc` (Itô), so with `Q = diag(X^T Cov(c) X)`
 
-    d w_+-^{2-p} = -+p (p-2) X^T dc + (p^2/2) (p-1)(p-2) w_+-^{p-2} Q dt:
+    d w_+-^{2-p} = -+p (p-2) X^T dc
+                   + (p^2/2) (p-1)(p-2) w_+-^{p-2} Q dt.
 
-the sum of the first parts lies in the row space of X, and the second is what the noise adds to `A_+- = alpha_+-^{2-p}`, each sign its own.
-The second-order modified equation's `-grad(gamma/4 |grad L|^2)` is, with `g = X^T l'/n`, a motion along
-`dc = -(gamma/2) p^2 (l''/n) X ((w_+^{2p-2} + w_-^{2p-2}) g) dt` and a growth of `A_+-` by `(gamma/2) p^2 (p-1)(p-2) w_+-^{p-2} g^2 dt`.
+The integral of the first term lies in the row space of X. The second term is what the
+noise adds to `A_+- = alpha_+-^{2-p}`, separately for each sign. The drift of the
+second-order modified equation, `-grad(gamma/4 |grad L|^2)`, is with `g = X^T l'/n` a
+motion along `dc = -(gamma/2) p^2 (l''/n) X ((w_+^{2p-2} + w_-^{2p-2}) g) dt` and a
+growth of `A_+-` by `(gamma/2) p^2 (p-1)(p-2) w_+-^{p-2} g^2 dt`.
 """
 
 from __future__ import annotations
@@ -19,21 +24,32 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sgfbias.core.coordinates import AbstractCoordinates, modified_drift
+from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.weights import modified_drift
 from sgfbias.diagonal.coordinates import covariance_shapes, quadratic_variation
 from sgfbias.diagonal.initial import check_features, initial_log_alpha, positive_weights
 from sgfbias.diagonal.linear import AbstractLinearNetwork
 
 
 class DeepDiagonalNetwork(AbstractLinearNetwork):
-    """`f(x) = <beta, x>` with `beta = w_+^p - w_-^p`, p >= 3 (Pesme, Pillaud-Vivien, Flammarion 2021, appendix on depth p).
+    """`f(x) = <beta, x>` with `beta = w_+^p - w_-^p`, p >= 3 (Pesme, Pillaud-Vivien,
+    Flammarion 2021, appendix on depth p).
 
-    - `plus`, `minus` (d,): the weights. `log_alpha_plus`, `log_alpha_minus` (d,): the two effective initialisations, which are the weights
-      themselves at the start, and what the limit depends on: `select(problem, (log_alpha_plus, log_alpha_minus), depth=p)`.
+    - `plus`, `minus`: (d,), positive. The weights.
+    - `log_alpha_plus`, `log_alpha_minus`: (d,). Logarithms of the two effective
+      initialisations. At the start these are the logarithms of the weights. The limit
+      depends on them: it is
+      `select(problem, (log_alpha_plus, log_alpha_minus), depth=p)`.
+    - `depth`: p.
     """
 
-    references: ClassVar[Mapping[str, str]] = {"pesme2021": "the diagonal network of depth p, appendix"}
-    logs: ClassVar[dict[str, str]] = {"log_alpha_plus": "log weight", "log_alpha_minus": "log weight"}
+    references: ClassVar[Mapping[str, str]] = {
+        "pesme2021": "the diagonal network of depth p, appendix"
+    }
+    logs: ClassVar[dict[str, str]] = {
+        "log_alpha_plus": "log weight",
+        "log_alpha_minus": "log weight",
+    }
     plus: Float[Array, " d"]
     minus: Float[Array, " d"]
     log_alpha_plus: Float[Array, " d"]
@@ -41,10 +57,20 @@ class DeepDiagonalNetwork(AbstractLinearNetwork):
     depth: int = eqx.field(static=True)
 
     @classmethod
-    def init(cls, *, depth: int, alpha: Any = None, log_alpha: Any = None, d: int | None = None, dtype: Any = None) -> DeepDiagonalNetwork:
-        """The network at `w_+ = w_- = alpha`; arguments as in `DiagonalNetwork.init`.
+    def init(
+        cls,
+        *,
+        depth: int,
+        alpha: Any = None,
+        log_alpha: Any = None,
+        d: int | None = None,
+        dtype: Any = None,
+    ) -> DeepDiagonalNetwork:
+        """The network at `w_+ = w_- = alpha`; the arguments are those of
+        `DiagonalNetwork.init`.
 
-        **Raises:** `ValueError` as there, or for a depth that is not a whole number >= 3.
+        **Raises:** `ValueError` as `DiagonalNetwork.init` does, and for a depth that is
+        not a whole number >= 3.
         """
         value = initial_log_alpha(alpha, log_alpha, d, dtype)
         return cls._at(jnp.exp(value), jnp.exp(value), depth)
@@ -53,14 +79,18 @@ class DeepDiagonalNetwork(AbstractLinearNetwork):
     def from_weights(cls, plus: Any, minus: Any, *, depth: int) -> DeepDiagonalNetwork:
         """The network at positive weights `w_+`, `w_-`, each (d,).
 
-        **Raises:** `ValueError` for weights that are not positive and finite or differ in shape.
+        **Raises:** `ValueError` for weights that are not positive and finite, or that
+        differ in shape.
         """
         return cls._at(*positive_weights(plus, minus), depth)
 
     @classmethod
     def _at(cls, plus: Array, minus: Array, depth: int) -> DeepDiagonalNetwork:
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 3:
-            raise ValueError(f"`depth` must be a whole number >= 3 here, but is {depth!r}; depth 2 is DiagonalNetwork")
+            raise ValueError(
+                f"`depth` must be a whole number >= 3 here, but is {depth!r}; for depth 2 use "
+                "DiagonalNetwork"
+            )
         return cls(plus, minus, jnp.log(plus), jnp.log(minus), depth)
 
     @property
@@ -74,25 +104,35 @@ class DeepDiagonalNetwork(AbstractLinearNetwork):
         return self.plus**self.depth - self.minus**self.depth
 
     def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
-        """`"mirror"`, the default for flows, or `"weights"`.
+        """The coordinates called `name`: `"mirror"`, the default for flows, or
+        `"weights"`, the only choice for discrete algorithms.
 
-        **Raises:** `ValueError` for other names, or mirror coordinates where the motion is defined in the weights.
+        **Raises:** `ValueError` for another name, and for mirror coordinates with
+        dynamics that are defined in the weights.
         """
         check_features(self, problem)
         if dynamics.weights_only:
             if name not in (None, "weights"):
                 raise ValueError(
-                    f"{type(dynamics).__name__} moves the weights themselves: coordinates must be 'weights', but are {name!r}; "
-                    "mirror coordinates belong to first-order flows"
+                    f"{type(dynamics).__name__} moves the weights themselves: coordinates must be "
+                    f"'weights', but are {name!r}; mirror coordinates belong to first-order flows"
                 )
             return DeepWeights(self, problem, dynamics)
         if name not in (None, "mirror", "weights"):
-            raise ValueError(f"at depth {self.depth} coordinates must be 'mirror' or 'weights', but are {name!r}")
-        return DeepWeights(self, problem, dynamics) if name == "weights" else DeepMirror(self, problem, dynamics)
+            raise ValueError(
+                f"at depth {self.depth} coordinates must be 'mirror' or 'weights', but are {name!r}"
+            )
+        return (
+            DeepWeights(self, problem, dynamics)
+            if name == "weights"
+            else DeepMirror(self, problem, dynamics)
+        )
 
 
-class _DeepChart(AbstractCoordinates):
-    """What both share: the start, and the law of `A_+-`."""
+class _DeepCoordinates(AbstractCoordinates):
+    """Base of both coordinate systems: it holds the starting network and computes how
+    `A_+-` grows.
+    """
 
     curved: ClassVar[bool] = True
     shares_inputs: ClassVar[bool] = True
@@ -106,34 +146,52 @@ class _DeepChart(AbstractCoordinates):
     @property
     def _start(self) -> tuple[Array, Array]:
         power = 2 - self.network.depth
-        return jnp.exp(power * self.network.log_alpha_plus), jnp.exp(power * self.network.log_alpha_minus)
+        return jnp.exp(power * self.network.log_alpha_plus), jnp.exp(
+            power * self.network.log_alpha_minus
+        )
 
-    def _growth(self, weights: tuple[Array, Array], inputs: Array, covariance: Any) -> tuple[Array, Array]:
-        """`d A_+- / dt`."""
+    def _growth(
+        self, weights: tuple[Array, Array], inputs: Array, covariance: Any
+    ) -> tuple[Array, Array]:
+        """The rates `d A_+- / dt` that the noise causes, A as in the module's
+        docstring.
+        """
         p = self.network.depth
         rate = p**2 / 2 * (p - 1) * (p - 2) * quadratic_variation(inputs, covariance)
         return rate * weights[0] ** (p - 2), rate * weights[1] ** (p - 2)
 
-    def _second_order(self, weights: tuple[Array, Array], problem: Any, step_size: Array) -> tuple[Array, Array, Array]:
-        """`(dc, growth of A_+, growth of A_-)` per unit of time that the second-order drift adds."""
+    def _second_order(
+        self, weights: tuple[Array, Array], problem: Any, step_size: Array
+    ) -> tuple[Array, Array, Array]:
+        """The rates `(dc, growth of A_+, growth of A_-)` of the second-order drift, per
+        unit of time.
+        """
         p = self.network.depth
         outputs = problem.inputs @ (weights[0] ** p - weights[1] ** p)
         slope = problem.loss.derivative(outputs, problem.targets) @ problem.inputs / problem.n
         along = problem.inputs @ ((weights[0] ** (2 * p - 2) + weights[1] ** (2 * p - 2)) * slope)
-        _, curvature = jax.jvp(lambda f: problem.loss.derivative(f, problem.targets), (outputs,), (along,))
+        _, curvature = jax.jvp(
+            lambda f: problem.loss.derivative(f, problem.targets), (outputs,), (along,)
+        )
         rate = step_size * p**2 / 2 * (p - 1) * (p - 2) * jnp.square(slope)
         cotangent = curvature * (-step_size * p**2 / (2 * problem.n))
         return cotangent, rate * weights[0] ** (p - 2), rate * weights[1] ** (p - 2)
 
-    def _network(self, weights: tuple[Array, Array], barriers: tuple[Array, Array]) -> DeepDiagonalNetwork:
+    def _network(
+        self, weights: tuple[Array, Array], barriers: tuple[Array, Array]
+    ) -> DeepDiagonalNetwork:
         p = self.network.depth
-        return DeepDiagonalNetwork(*weights, jnp.log(barriers[0]) / (2 - p), jnp.log(barriers[1]) / (2 - p), p)
+        return DeepDiagonalNetwork(
+            *weights, jnp.log(barriers[0]) / (2 - p), jnp.log(barriers[1]) / (2 - p), p
+        )
 
 
-class DeepMirror(_DeepChart):
-    """`c` in R^n and what the noise has added to `A_+-`: the span and the law of `A_+-` hold to rounding at any step size.
+class DeepMirror(_DeepCoordinates):
+    """`c` in R^n and what the noise has added to `A_+-`.
 
-    A step that leaves the box, `w_+-^{2-p} <= 0`, is NaN: the step size is too large there.
+    At any step size two facts hold to rounding: the weights move in the span of the
+    rows of X, and `A_+-` follows its evolution law. A step that leaves the box,
+    `w_+-^{2-p} <= 0`, gives NaN: the step size is too large there.
     """
 
     name: ClassVar[str] = "mirror"
@@ -147,14 +205,23 @@ class DeepMirror(_DeepChart):
 
     def encode(self, network):
         zero = jnp.zeros_like(self.network.plus)
-        return {"c": jnp.zeros_like(self.data[:, 0]), "plus": zero, "minus": zero, "features": zero if self.isotropic else None}
+        return {
+            "c": jnp.zeros_like(self.data[:, 0]),
+            "plus": zero,
+            "minus": zero,
+            "features": zero if self.isotropic else None,
+        }
 
     def _weights(self, position: Any) -> tuple[Array, Array]:
         p, (plus, minus) = self.network.depth, self._start
         along = position["c"] @ self.data
-        along = p * (p - 2) * (along if position["features"] is None else along + position["features"])
+        along = (
+            p * (p - 2) * (along if position["features"] is None else along + position["features"])
+        )
         power = 1 / (2 - p)
-        return self._root(plus + position["plus"] - along, power), self._root(minus + position["minus"] + along, power)
+        return self._root(plus + position["plus"] - along, power), self._root(
+            minus + position["minus"] + along, power
+        )
 
     @staticmethod
     def _root(value: Array, power: float) -> Array:
@@ -163,34 +230,50 @@ class DeepMirror(_DeepChart):
 
     def decode(self, position):
         plus, minus = self._start
-        return self._network(self._weights(position), (plus + position["plus"], minus + position["minus"]))
+        return self._network(
+            self._weights(position), (plus + position["plus"], minus + position["minus"])
+        )
 
     def linearise(self, position, inputs):
         plus, minus = self._weights(position)
         still = jax.tree.map(jnp.zeros_like, position)
-        return inputs @ (plus**self.network.depth - minus**self.network.depth), lambda cotangent: {**still, "c": cotangent}
+        return inputs @ (plus**self.network.depth - minus**self.network.depth), lambda cotangent: {
+            **still,
+            "c": cotangent,
+        }
 
     def drift_correction(self, position, inputs, covariance):
         plus, minus = self._growth(self._weights(position), inputs, covariance)
         return {**jax.tree.map(jnp.zeros_like, position), "plus": plus, "minus": minus}
 
-    def pull_features(self, position, cotangent):
+    def vjp_features(self, position, cotangent):
         return {**jax.tree.map(jnp.zeros_like, position), "features": cotangent}
 
     def second_order_drift(self, position, problem, step_size):
         cotangent, plus, minus = self._second_order(self._weights(position), problem, step_size)
-        return {**jax.tree.map(jnp.zeros_like, position), "c": cotangent, "plus": plus, "minus": minus}
+        return {
+            **jax.tree.map(jnp.zeros_like, position),
+            "c": cotangent,
+            "plus": plus,
+            "minus": minus,
+        }
 
 
-class DeepWeights(_DeepChart):
-    """`(w_+, w_-)`, with `A_+-` from its law along a flow, where Euler's error shows, or from the weights' own sum for an algorithm.
+class DeepWeights(_DeepCoordinates):
+    """The weights `(w_+, w_-)`, with what is needed to know `A_+-`.
 
-    An algorithm has no noise of its own to follow: `A_+- = w_+-^{2-p} +- p (p-2) X^T c` with the c that it has moved along, which is what
-    its limit depends on. An Optax transformation moves along no c: there `A_+- = w_+-^{2-p}`, as for a network that starts where it is.
+    - For a flow, the growth of `A_+-` is integrated from its evolution law. Every
+      quantity carries the error of Euler's scheme.
+    - A discrete algorithm has no covariance to integrate. There
+      `A_+- = w_+-^{2-p} +- p (p-2) X^T c` with the c that the algorithm has moved
+      along, and its limit depends on this `A_+-`.
+    - An Optax transformation does not move along any c. There `A_+- = w_+-^{2-p}`, as
+      for a network that starts at the present weights.
     """
 
     name: ClassVar[str] = "weights"
-    book: str | None = eqx.field(static=True)  # what is kept besides the weights
+    # name of the sum kept besides the weights
+    book: str | None = eqx.field(static=True)
 
     def __init__(self, network: DeepDiagonalNetwork, problem: Any, dynamics: Any):
         super().__init__(network, problem, dynamics)
@@ -199,19 +282,28 @@ class DeepWeights(_DeepChart):
 
     def encode(self, network):
         zero = jnp.zeros_like(self.network.plus)
-        book: dict[str | None, Any] = {"grown": {"grown_plus": zero, "grown_minus": zero}, "slope": {"slope": zero}, None: {}}
+        book: dict[str | None, Any] = {
+            "grown": {"grown_plus": zero, "grown_minus": zero},
+            "slope": {"slope": zero},
+            None: {},
+        }
         return {"plus": self.network.plus, "minus": self.network.minus, **book[self.book]}
 
     def decode(self, position):
         weights, p = (position["plus"], position["minus"]), self.network.depth
         plus, minus = self._start
         if self.book == "grown":
-            return self._network(weights, (plus + position["grown_plus"], minus + position["grown_minus"]))
+            return self._network(
+                weights, (plus + position["grown_plus"], minus + position["grown_minus"])
+            )
         now = weights[0] ** (2 - p), weights[1] ** (2 - p)
-        # What they started from enters as a difference, so that nothing moves while the weights do not.
+        # The starting weights enter as a difference, so that A does not change by
+        # rounding as long as the weights do not move.
         began = self.network.plus ** (2 - p), self.network.minus ** (2 - p)
         slope = position.get("slope", 0)
-        return self._network(weights, (plus + (now[0] - began[0] + slope), minus + (now[1] - began[1] - slope)))
+        return self._network(
+            weights, (plus + (now[0] - began[0] + slope), minus + (now[1] - began[1] - slope))
+        )
 
     def split(self, position):
         moving = {"plus": position["plus"], "minus": position["minus"]}
@@ -222,20 +314,27 @@ class DeepWeights(_DeepChart):
 
     def _move(self, position: Any, along: Array, slope: Array) -> Any:
         p = self.network.depth
-        moved = {"plus": p * position["plus"] ** (p - 1) * along, "minus": -p * position["minus"] ** (p - 1) * along}
+        moved = {
+            "plus": p * position["plus"] ** (p - 1) * along,
+            "minus": -p * position["minus"] ** (p - 1) * along,
+        }
         still = jax.tree.map(jnp.zeros_like, position)
-        return {**still, **moved, **({"slope": p * (p - 2) * slope} if self.book == "slope" else {})}
+        return {
+            **still,
+            **moved,
+            **({"slope": p * (p - 2) * slope} if self.book == "slope" else {}),
+        }
 
     def linearise(self, position, inputs):
         p = self.network.depth
 
-        def pull(cotangent: Array) -> Any:
+        def vjp(cotangent: Array) -> Any:
             along = cotangent @ inputs
             return self._move(position, along, along)
 
-        return inputs @ (position["plus"] ** p - position["minus"] ** p), pull
+        return inputs @ (position["plus"] ** p - position["minus"] ** p), vjp
 
-    def pull_features(self, position, cotangent):
+    def vjp_features(self, position, cotangent):
         return self._move(position, cotangent, jnp.zeros_like(cotangent))
 
     def drift_correction(self, position, inputs, covariance):
@@ -245,7 +344,11 @@ class DeepWeights(_DeepChart):
     def second_order_drift(self, position, problem, step_size):
         p, weights = self.network.depth, (position["plus"], position["minus"])
         curved = modified_drift(
-            lambda w: jnp.mean(problem.loss(problem.inputs @ (w[0] ** p - w[1] ** p), problem.targets)), weights, step_size
+            lambda w: jnp.mean(
+                problem.loss(problem.inputs @ (w[0] ** p - w[1] ** p), problem.targets)
+            ),
+            weights,
+            step_size,
         )
         _, plus, minus = self._second_order(weights, problem, step_size)
         return {"plus": curved[0], "minus": curved[1], "grown_plus": plus, "grown_minus": minus}

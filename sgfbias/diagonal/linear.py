@@ -1,4 +1,6 @@
-"""What the networks of this folder share: one linear predictor `beta`, in several parametrisations."""
+"""The base class of the networks of this folder: one linear predictor `beta`, in
+several parametrisations.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,14 @@ from sgfbias.core.network import AbstractNetwork
 
 
 class AbstractLinearNetwork(AbstractNetwork):
-    """`f(x) = <beta, x>`, with `beta` (d,) a function of the weights. Declares `beta` and what `logs` names, each (d,)."""
+    """`f(x) = <beta, x>`, where `beta` (d,) is a function of the weights.
 
-    logs: ClassVar[dict[str, str]] = {}  # further observables, attributes of the network: name -> units
+    A subclass declares `beta` and, in `logs`, the further attributes to observe, each
+    of shape (d,).
+    """
+
+    # Attributes of the network that are observables besides beta: name -> units.
+    logs: ClassVar[dict[str, str]] = {}
 
     @property
     @abc.abstractmethod
@@ -31,7 +38,7 @@ class AbstractLinearNetwork(AbstractNetwork):
         return inputs @ self.beta
 
     def observables(self) -> dict[str, Callable[[Any], Array]]:
-        """`beta` and the `logs` of the class, each (d,)."""
+        """`beta` and the attributes named in `logs`, each of shape (d,)."""
         return {name: _Read(name) for name in ("beta", *self.logs)}
 
     def dims(self) -> dict[str, tuple[str, ...]]:
@@ -44,7 +51,9 @@ class AbstractLinearNetwork(AbstractNetwork):
 
 
 class _Read(eqx.Module):
-    """Reads an attribute. Two of one name are equal, so a second run of the same shape does not compile again."""
+    """A function that reads one attribute. Two readers of the same name are equal, so a
+    second run of the same shape does not compile again.
+    """
 
     name: str = eqx.field(static=True)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sgfbias.core.coordinates import AbstractCoordinates
-from sgfbias.diagonal.coordinates import CHARTS
+from sgfbias.diagonal.coordinates import COORDINATES
 from sgfbias.diagonal.deep import DeepDiagonalNetwork
 from sgfbias.diagonal.initial import check_features, initial_log_alpha, positive_weights
 from sgfbias.diagonal.linear import AbstractLinearNetwork
@@ -17,41 +17,69 @@ from sgfbias.diagonal.potential import beta_from, xi_from
 
 
 class DiagonalNetwork(AbstractLinearNetwork):
-    """`f(x) = <beta, x>` with `beta = w_+^2 - w_-^2`, no factor (Pesme, Pillaud-Vivien, Flammarion 2021, section 2.1).
+    """`f(x) = <beta, x>` with `beta = w_+^2 - w_-^2`, without a factor in front (Pesme,
+    Pillaud-Vivien, Flammarion 2021, section 2.1).
 
-    Held as `log_alpha = log|w_+ w_-| / 2` and `log_ratio = log|w_+ / w_-|`, both (d,): all that `beta` and the future depend on, at any
-    scale. `offset` (d,) is the part of `log_ratio` that is not in the row space of the data: 0 along a flow, and what SGD leaves there
-    (Even, Pesme, Gunasekar, Flammarion 2023).
+    The network stores logarithms, which represent any scale. `beta` and the future of a
+    run depend on nothing else.
+
+    - `log_alpha`: (d,). `log|w_+ w_-| / 2`.
+    - `log_ratio`: (d,). `log|w_+ / w_-|`.
+    - `offset`: (d,). The part of `log_ratio` that is not in the row space of the data.
+      It stays 0 along a flow from `w_+ = w_-`; the discrete steps of SGD make it
+      non-zero (Even, Pesme, Gunasekar, Flammarion 2023).
     """
 
-    references: ClassVar[Mapping[str, str]] = {"pesme2021": "the diagonal linear network, section 2.1"}
+    references: ClassVar[Mapping[str, str]] = {
+        "pesme2021": "the diagonal linear network, section 2.1"
+    }
     logs: ClassVar[dict[str, str]] = {"log_alpha": "log weight", "offset": "1"}
     log_alpha: Float[Array, " d"]
     log_ratio: Float[Array, " d"]
     offset: Float[Array, " d"]
 
     @classmethod
-    def init(cls, *, alpha: Any = None, log_alpha: Any = None, d: int | None = None, depth: int = 2, dtype: Any = None) -> Any:
-        """The network at `w_+ = w_- = alpha`, so `beta = 0`.
+    def init(
+        cls,
+        *,
+        alpha: Any = None,
+        log_alpha: Any = None,
+        d: int | None = None,
+        depth: int = 2,
+        dtype: Any = None,
+    ) -> Any:
+        """The network at `w_+ = w_- = alpha`, so that `beta = 0`.
 
-        **Arguments:** `alpha` > 0, a scalar or (d,); or `log_alpha`, any real number, for an alpha below the smallest float; `d`, the
-        number of features, needed for a scalar; `depth` p, above 2 for a `DeepDiagonalNetwork`, `beta = w_+^p - w_-^p`; `dtype`, default
-        the session's float type.
+        **Arguments:**
 
-        **Raises:** `ValueError` if neither or both are given, alpha <= 0, or shapes disagree.
+        - `alpha`: > 0, a scalar or (d,). The scale of the initialisation.
+        - `log_alpha`: given instead of `alpha`, any real numbers, a scalar or (d,). It
+          allows an alpha below the smallest float.
+        - `d`: the number of features, needed with a scalar.
+        - `depth`: p. Above 2 the result is a `DeepDiagonalNetwork` with
+          `beta = w_+^p - w_-^p`.
+        - `dtype`: by default the float type of the session.
+
+        **Raises:** `ValueError` if neither or both of `alpha` and `log_alpha` are
+        given, if alpha <= 0, or if shapes disagree.
         """
         if depth != 2:
-            return DeepDiagonalNetwork.init(depth=depth, alpha=alpha, log_alpha=log_alpha, d=d, dtype=dtype)
+            return DeepDiagonalNetwork.init(
+                depth=depth, alpha=alpha, log_alpha=log_alpha, d=d, dtype=dtype
+            )
         value = initial_log_alpha(alpha, log_alpha, d, dtype)
         return cls(value, jnp.zeros_like(value), jnp.zeros_like(value))
 
     @classmethod
     def from_weights(cls, plus: Any, minus: Any) -> DiagonalNetwork:
-        """The network at weights `w_+`, `w_-`, each (d,), that need not be equal; only their squares matter.
+        """The network at weights `w_+`, `w_-`, each (d,), which may differ. Only their
+        squares matter.
 
-        The gradient flow from there ends on `select(problem, network.log_alpha, offset=network.offset)`.
+        Gradient flow from this network converges to
+        `select(problem, network.log_alpha, offset=network.offset)`.
 
-        **Raises:** `ValueError` for weights that are 0 or not finite, or differ in shape.
+        **Raises:** `ValueError` for weights that are 0, not finite, or different in
+        shape.
         """
         plus, minus = positive_weights(plus, minus, signed=True)
         ratio = jnp.log(plus) - jnp.log(minus)
@@ -73,19 +101,24 @@ class DiagonalNetwork(AbstractLinearNetwork):
         return xi_from(self.log_alpha, self.log_ratio)
 
     def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
-        """The chart of that name for this problem; default mirror for flows, weights for discrete algorithms.
+        """The coordinates called `name` for this problem. The default is `"mirror"` for
+        flows and `"weights"` for discrete algorithms.
 
-        **Raises:** `ValueError` if there is none, or a discrete algorithm is asked for in other coordinates than weights.
+        **Raises:** `ValueError` if there are no coordinates of that name, or for a
+        discrete algorithm in coordinates other than weights.
         """
         check_features(self, problem)
         if dynamics.weights_only:
             if name not in (None, "weights"):
                 raise ValueError(
-                    f"{type(dynamics).__name__} moves the weights themselves: coordinates must be 'weights', but are {name!r}; "
-                    "mirror and log coordinates belong to first-order flows"
+                    f"{type(dynamics).__name__} moves the weights themselves: coordinates must be "
+                    f"'weights', but are {name!r}; mirror and log coordinates belong to "
+                    "first-order flows"
                 )
-            return CHARTS["weights"](self, problem, dynamics)
+            return COORDINATES["weights"](self, problem, dynamics)
         name = "mirror" if name is None else name
-        if name not in CHARTS:
-            raise ValueError(f"coordinates must be one of {', '.join(map(repr, CHARTS))}, but are {name!r}")
-        return CHARTS[name](self, problem, dynamics)
+        if name not in COORDINATES:
+            raise ValueError(
+                f"coordinates must be one of {', '.join(map(repr, COORDINATES))}, but are {name!r}"
+            )
+        return COORDINATES[name](self, problem, dynamics)

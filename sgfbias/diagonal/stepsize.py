@@ -1,4 +1,4 @@
-"""The largest step size for which SGD and its flow converge, found by trying."""
+"""The largest step size for which SGD and its flow converge, found by trial runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from sgfbias.core.simulate import simulate
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.problem import SparseRegression
 
-PROBE_ROOT = 0x50524F42  # the probes' seeds are never those of the study
-RATIO = 0.85
-FALL = 0.1
+PROBE_ROOT = 0x50524F42  # The seeds of the probes are never those of a study.
+RATIO = 0.85  # of neighbouring default candidates
+FALL = 0.1  # A seed has settled if its loss is below this fraction of the start's.
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What happened at one step size: the share of probe seeds that settled, for SGD and for the flow."""
+    """The result at one step size: the fractions of the probe seeds that settled under
+    SGD and under the flow.
+    """
 
     step_size: float
     sgd_settled: float
@@ -32,7 +34,7 @@ class Probe:
 
     @property
     def converged(self) -> bool:
-        """Whether every probe seed of both settled."""
+        """Whether every probe seed settled, under SGD and under the flow."""
         return self.sgd_settled == 1 and self.sgf_settled == 1
 
     def __str__(self) -> str:
@@ -49,15 +51,26 @@ def find_step_size(
     candidates: Any = None,
     label_noise: Any = None,
 ) -> tuple[float, list[Probe]]:
-    """The largest candidate for which every probe seed of SGD and of the mean-loss flow settles, and all that was tried.
+    """The largest candidate step size for which every probe seed of SGD and of the
+    mean-loss flow settles.
 
-    A seed settles if it does not diverge and its loss falls to a tenth of the start's. Candidates are tried from the largest down and the
-    first success is taken: nothing is assumed about the ones below it.
+    A seed settles if it does not diverge and its loss falls to a tenth of its value at
+    the start. Candidates are tried from the largest down, and the first success is
+    taken: nothing is assumed about the smaller ones.
 
-    **Arguments:** `probes` seeds and `steps` per candidate; `candidates`, by default 16 from `2 / lambda_max(X^T X / n)` down by .85 each.
-    `label_noise`: that SGD and the flow have, a number or a schedule; the loss falls to a tenth only once it is off.
+    **Arguments:**
 
-    **Raises:** `ValueError` if no candidate converges, with what was tried.
+    - `probes`: number of probe seeds per candidate.
+    - `steps`: steps per probe.
+    - `candidates`: the step sizes to try. The default is 16 of them, from
+      `2 / lambda_max(X^T X / n)` down by a factor of 0.85 each.
+    - `label_noise`: the label noise of SGD and of the flow, a number or a schedule. The
+      loss falls to a tenth only after the label noise is off.
+
+    **Returns:** the step size, and a `Probe` for each candidate that was tried.
+
+    **Raises:** `ValueError` if no candidate converges. The message lists what was
+    tried.
     """
     if candidates is None:
         largest = 2 * problem.n / float(np.linalg.norm(np.asarray(problem.X, np.float64), 2)) ** 2
@@ -72,13 +85,22 @@ def find_step_size(
         return float(jnp.mean(~runs.diverged & (runs.final["loss"] <= FALL * start)))
 
     for gamma in np.sort(np.asarray(candidates, np.float64))[::-1]:
-        sgd = settled(StochasticGradientDescent(gamma, label_noise=label_noise, integral="examples"))
-        # The flow is only worth a probe where SGD settles.
-        tried.append(Probe(float(gamma), sgd, settled(StochasticGradientFlow(gamma, noise)) if sgd == 1 else float("nan")))
+        sgd = settled(
+            StochasticGradientDescent(gamma, label_noise=label_noise, integral="examples")
+        )
+        # The flow is tried only at step sizes at which SGD settles.
+        tried.append(
+            Probe(
+                float(gamma),
+                sgd,
+                settled(StochasticGradientFlow(gamma, noise)) if sgd == 1 else float("nan"),
+            )
+        )
         if tried[-1].converged:
             return float(gamma), tried
     report = "\n  ".join(map(str, tried))
     raise ValueError(
-        f"no step size was found at which SGD and its flow both settle within {steps} steps on {probes} probe seeds; tried\n  {report}\n"
+        f"no step size was found at which SGD and its flow both settle within {steps} steps on "
+        f"{probes} probe seeds; tried\n  {report}\n"
         "give one (step_size=...), or rescale the data"
     )

@@ -1,4 +1,8 @@
-"""Progress of a sweep on the terminal: chunks, runs per second, time left, how many diverged and failed."""
+"""Progress of a sweep on the terminal.
+
+It shows the chunks, the runs per second, the time left, and how many runs diverged or
+failed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def shown(progress: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that shows the counts of a sweep: a bar for True, nothing for False, or the user's own.
+    """A function that shows the counts of a sweep while the context is open.
+
+    `progress` is True for a bar, False or None for nothing, or a function that is given
+    the counts.
 
     **Raises:** `ValueError` if `progress` is neither a bool nor callable.
     """
@@ -18,7 +25,9 @@ def shown(progress: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
         return
     if progress is not True:
         if not callable(progress):
-            raise ValueError(f"`progress` must be True, False or a function of a dictionary, but is {progress!r}")
+            raise ValueError(
+                f"`progress` must be True, False or a function of a dictionary, but is {progress!r}"
+            )
         yield progress
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -35,14 +44,17 @@ def shown(progress: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
         task = bar.add_task("sweep", total=None, more="")
 
         def show(state: dict[str, Any]) -> None:
-            more = f"{state['rate']:,.0f} runs/s, {in_words(state['seconds_left'])} left, {state['diverged']:,} diverged, {state['failed']:,} failed"
+            more = (
+                f"{state['rate']:,.0f} runs/s, {in_words(state['seconds_left'])} left, "
+                f"{state['diverged']:,} diverged, {state['failed']:,} failed"
+            )
             bar.update(task, total=state["chunks"], completed=state["chunks_done"], more=more)
 
         yield show
 
 
 def in_words(seconds: float | None) -> str:
-    """A span of time, short."""
+    """A short text for a span of time; None means that it is unknown."""
     if seconds is None:
         return "unknown time"
     if seconds < 90:

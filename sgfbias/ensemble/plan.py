@@ -1,4 +1,6 @@
-"""What a sweep would do: runs, chunks, memory, and time from a measured probe."""
+"""The plan of a sweep: its runs, chunks, memory, and the time estimated from a
+probe.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,19 @@ import jax
 from sgfbias.core.brownian import seeds
 from sgfbias.core.tiles import tile_size
 from sgfbias.ensemble.bar import in_words
-from sgfbias.ensemble.files import read_json
+from sgfbias.ensemble.disk import read_json
 from sgfbias.ensemble.outcome import run_seeds
 from sgfbias.ensemble.store import Store, differences
 from sgfbias.ensemble.work import nbytes
 
 
 class Plan(NamedTuple):
-    """A sweep before it runs; prints itself. Bytes before compression; seconds of one chunk, warm, and of the first, compilation included."""
+    """A sweep before it runs; its printed form is a summary.
+
+    `chunk_bytes` and `store_bytes` are sizes before compression. `chunk_seconds` is the
+    time of one chunk once everything is compiled, and `first_seconds` that of the first
+    chunk, compilation included. `error` is the error of the first cell, if it fails.
+    """
 
     name: str
     axes: dict[str, int]
@@ -41,7 +48,8 @@ class Plan(NamedTuple):
         lines = [
             f"Sweep of {self.name}",
             f"  grid    {axes} x seeds {self.seeds[0]}:{self.seeds[1]}: {self.runs:,} runs",
-            f"  chunks  {self.chunks:,} of {self.chunk:,} seeds of one cell, {self.chunks_done:,} done already",
+            f"  chunks  {self.chunks:,} of {self.chunk:,} seeds of one cell, "
+            f"{self.chunks_done:,} done already",
             f"  device  {self.device}, tiles of {tile_size(0):,} seeds",
         ]
         if self.error:
@@ -49,20 +57,30 @@ class Plan(NamedTuple):
         return "\n".join(
             [
                 *lines,
-                f"  memory  results of a chunk {self.chunk_bytes / 1e6:.1f} MB, of the sweep {self.store_bytes / 1e6:,.1f} MB on disk before compression",
-                f"  time    {in_words(self.seconds_left)}: {self.chunk_seconds:.2f} s a chunk, measured; the first takes {self.first_seconds:.1f} s",
+                f"  memory  {self.chunk_bytes / 1e6:.1f} MB for the results of a chunk, "
+                f"{self.store_bytes / 1e6:,.1f} MB on disk for the sweep before compression",
+                f"  time    {in_words(self.seconds_left)}: {self.chunk_seconds:.2f} s per chunk, "
+                f"as measured; the first takes {self.first_seconds:.1f} s",
             ]
         )
 
 
 def measure(sweep: Any, path: str | Path | None, workers: int) -> Plan:
-    """The plan of a sweep, with the first chunk run twice."""
+    """The plan of a sweep, measured by running its first chunk twice.
+
+    `path` is a store whose finished chunks are not counted, `workers` the number of
+    workers.
+
+    **Raises:** `ValueError` if the store at `path` belongs to a different sweep.
+    """
     store: Store | None = None if path is None else sweep.store(path)
     done = 0
     if store is not None and (there := read_json(store.ledger / "sweep.json")) is not None:
         changed = differences(there["spec"], store.spec)
         if changed:
-            raise ValueError(f"{store.path} is of a sweep that differs:\n  " + "\n  ".join(changed))
+            raise ValueError(
+                f"{store.path} holds a sweep that differs from this one:\n  " + "\n  ".join(changed)
+            )
         done = sum(record["state"] == "done" for record in store.records().values())
     tasks = sweep.tasks
     first, error, spans, size, extra = tasks[0], "", [], 0, 0
@@ -70,7 +88,13 @@ def measure(sweep: Any, path: str | Path | None, workers: int) -> Plan:
     for _ in range(2):
         began = time.perf_counter()
         try:
-            columns = run_seeds(sweep.experiment, first.point, seeds(first.start, first.stop, root=sweep.root), reserved=sweep.grid.names)
+            columns = run_seeds(
+                sweep.experiment,
+                first.point,
+                seeds(first.start, first.stop, root=sweep.root),
+                reserved=sweep.grid.names,
+                whole=sweep.whole,
+            )
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
             break
@@ -88,7 +112,8 @@ def measure(sweep: Any, path: str | Path | None, workers: int) -> Plan:
         chunk=sweep.chunk,
         chunks=len(tasks),
         chunks_done=done,
-        device=f"{jax.local_device_count()} x {device.platform}: {device.device_kind}, {os.cpu_count()} cores, {workers} worker{'s' * (workers > 1)}",
+        device=f"{jax.local_device_count()} x {device.platform}: {device.device_kind}, "
+        f"{os.cpu_count()} cores, {workers} worker{'s' * (workers > 1)}",
         chunk_bytes=size + extra,
         store_bytes=size * runs // count + extra * sweep.grid.cells,
         chunk_seconds=warm,

@@ -1,8 +1,12 @@
-"""One chunk of work, wherever it runs: some seeds of one cell, computed, written and entered in the ledger."""
+"""One chunk of work, wherever it runs: some seeds of one cell.
+
+A chunk is computed, written to the store, and entered in the ledger.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import socket
 import time
@@ -14,13 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from sgfbias.core.brownian import seeds
-from sgfbias.ensemble.files import StoreError
+from sgfbias.ensemble.disk import StoreError
 from sgfbias.ensemble.outcome import Column, diverged, run_seeds, seed_states, shared_digest
 from sgfbias.ensemble.store import Store
 
 
 class Task(NamedTuple):
-    """Some seeds of one cell: numbers of the cell and of the chunk within it, place of the cell on every axis, its arguments, absolute seeds."""
+    """A chunk to run: the seeds `start` to `stop` of one cell.
+
+    `cell` and `chunk` are the numbers of the cell and of the chunk within it, `place`
+    the index of the cell on every axis, and `point` the arguments of the experiment
+    there.
+    """
 
     cell: int
     chunk: int
@@ -31,7 +40,7 @@ class Task(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What every task has in common; goes to other processes as it is."""
+    """What all tasks have in common; it is sent to other processes as it is."""
 
     experiment: Callable[..., Any]
     store: Store
@@ -39,11 +48,19 @@ class Job(NamedTuple):
     jax_config: Mapping[str, Any]
     session: str
     revision: str = ""
-    probe: bool = False  # return the columns instead of writing them: the store does not know its variables yet
+    whole: bool = False
+    """Whether a cell may lack a variable with a value per seed."""
+    probe: bool = False
+    """Whether to return the columns instead of writing them, because the store does not
+    know its variables yet.
+    """
 
 
 class Report(NamedTuple):
-    """What became of a task: `state` is "done", "failed" or, of a probe, "probed"; `states` counts how its seeds ended."""
+    """The outcome of a task: `state` is "done", "failed" or, for a probe, "probed".
+
+    `states` counts the seeds by how they ended.
+    """
 
     task: Task
     state: str
@@ -54,17 +71,31 @@ class Report(NamedTuple):
     columns: dict[str, Column] | None
 
 
-JAX_OPTIONS = ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable", "jax_default_matmul_precision")
+# Whether an experiment is running; it may run a sweep of its own.
+INSIDE = contextvars.ContextVar("inside", default=False)
+JAX_OPTIONS = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+)
 
 
 def jax_config() -> dict[str, Any]:
-    """The options of jax that numbers depend on, as they are in this process and thread."""
-    return {name: getattr(jax.config, name) for name in JAX_OPTIONS} | {"jax_enable_x64": jnp.result_type(float) == jnp.float64}
+    """The options of JAX that the numbers depend on, as set in this process and
+    thread.
+    """
+    return {name: getattr(jax.config, name) for name in JAX_OPTIONS} | {
+        "jax_enable_x64": jnp.result_type(float) == jnp.float64
+    }
 
 
 @contextlib.contextmanager
 def as_configured(config: Mapping[str, Any]) -> Iterator[None]:
-    """The same options for a while: another process starts with jax's own."""
+    """Set these options of JAX while the context is open.
+
+    Another process would otherwise use JAX's defaults.
+    """
     before = {name: getattr(jax.config, name) for name in JAX_OPTIONS[1:]}
     changed = {name: config[name] for name in before if before[name] != config[name]}
     for name, value in changed.items():
@@ -78,9 +109,12 @@ def as_configured(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def execute(job: Job, task: Task) -> Report:
-    """Do a task. An experiment that raises is a result, "failed"; a store that cannot be written is not, and raises.
+    """Run a task.
 
-    **Raises:** `StoreError`.
+    An experiment that raises an error gives a report with the state "failed".
+
+    **Raises:** `StoreError` if the store cannot be written, or if this worker's JAX
+    version or platform is not the sweep's.
     """
     began = time.perf_counter()
     columns: dict[str, Column] = {}
@@ -90,22 +124,36 @@ def execute(job: Job, task: Task) -> Report:
         there = {name: job.store.spec[name] for name in here}
         if here != there:
             raise StoreError(
-                f"a worker has {here}, but the sweep is of {there}: what differs there may differ in the numbers, so it takes no part"
+                f"a worker has {here}, but the sweep was begun with {there}: its numbers could "
+                "differ, so it runs no chunks; start workers with the same JAX on the same "
+                "platform"
             )
+        token = INSIDE.set(True)
         try:
             keys = seeds(task.start, task.stop, root=job.root)
-            columns = run_seeds(job.experiment, task.point, keys, reserved=tuple(job.store.axes))
-            states = seed_states(columns)
+            columns = run_seeds(
+                job.experiment, task.point, keys, reserved=tuple(job.store.axes), whole=job.whole
+            )
+            states = seed_states(columns, keys.shape[0])
         except (Exception, SystemExit) as problem:
             error = f"{type(problem).__name__}: {problem}"
+        finally:
+            INSIDE.reset(token)
     seconds = time.perf_counter() - began
     if not error and job.probe:
         return Report(task, "probed", seconds, states, diverged(states), "", columns)
     return settle(job, task, columns, states, seconds, error)
 
 
-def settle(job: Job, task: Task, columns: dict[str, Column], states: dict[str, int], seconds: float, error: str) -> Report:
-    """Write what was computed, and the record that says so."""
+def settle(
+    job: Job,
+    task: Task,
+    columns: dict[str, Column],
+    states: dict[str, int],
+    seconds: float,
+    error: str,
+) -> Report:
+    """Write the results of a task and then its record, and return its report."""
     files: dict[str, str] = {}
     if not error:
         try:
@@ -139,6 +187,6 @@ def settle(job: Job, task: Task, columns: dict[str, Column], states: dict[str, i
 
 
 def nbytes(columns: Mapping[str, Column]) -> tuple[int, int]:
-    """Bytes of the variables with a seed axis, and of the others."""
+    """Bytes of the variables with a seed axis, and bytes of the others."""
     per_seed = sum(c.values.nbytes for c in columns.values() if c.per_seed)
     return per_seed, sum(np.asarray(c.values).nbytes for c in columns.values()) - per_seed

@@ -1,0 +1,8 @@
+"""`python -m sgfbias.cli`."""
+
+import sys
+
+from sgfbias.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""`sgfbias reproduce`: runs studies and writes one HTML page about all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+from sgfbias.cli import EXIT_BAD_INPUT, EXIT_FAILED, parsed
+from sgfbias.ensemble.driver import SweepInterrupted
+from sgfbias.study import report
+from sgfbias.study.claim import Claim
+from sgfbias.study.execute import STORE, differences, execute, stored_report
+from sgfbias.study.frame import Study, study_named
+from sgfbias.study.registry import names
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceCommand:
+    """Run all studies, or the named ones, and write one HTML page about them.
+
+    Each study gets a subfolder of its own, and the page is index.html.
+
+    If the command is run again, it keeps finished studies and runs the missing ones.
+    """
+
+    studies: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Names of the studies to run; by default all studies."""
+    out: Path = Path("results/reproduce")
+    """Folder for the page and for one subfolder per study."""
+    paper: bool = False
+    """Use the published size of each study that has one."""
+    overwrite: bool = False
+    """Run finished studies again, and replace their results."""
+    verbose: bool = False
+    """Print each stage of a study, and the tracebacks of errors."""
+
+    def run(self) -> int:
+        """Run the studies and write the page.
+
+        **Returns:** the exit status: 1 if a claim that must hold fails, otherwise 2 if
+        a study could not be run, otherwise 0.
+        """
+        studies = [study_named(name) for name in self.studies or names()]
+        return reproduce(
+            studies, self.out, paper=self.paper, overwrite=self.overwrite, verbose=self.verbose
+        )
+
+
+def parse(arguments: list[str]) -> ReproduceCommand:
+    """Parse the options of the command."""
+    return parsed(ReproduceCommand, "reproduce", arguments)
+
+
+def reproduce(
+    studies: Sequence[Study],
+    out: Path,
+    *,
+    paper: bool = False,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> int:
+    """Run studies into subfolders of a folder, and write the page after each of them.
+
+    **Arguments:**
+
+    - `studies`: the studies.
+    - `out`: the folder.
+    - `paper`: whether to use the published size of each study that has one.
+    - `overwrite`: whether to run finished studies again.
+    - `verbose`: whether to print each stage, and the tracebacks of errors.
+
+    **Returns:** the exit status of `ReproduceCommand.run`.
+    """
+    claim_failed = did_not_run = False
+    for study in studies:
+        name = study.name
+        folder = out / name
+        try:
+            config = study.paper if paper and study.has_paper else study.Config()
+            state, found = _one(study, config, folder, overwrite, verbose)
+        except SweepInterrupted:
+            raise  # The user asked to stop; the study itself did not fail.
+        except Exception as error:  # The failure of one study must not stop the others.
+            did_not_run = True
+            if not isinstance(error, _OtherConfigError):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / report.ERROR).write_text(traceback.format_exc())
+            print(
+                f"{name:16s} did not run: {type(error).__name__}: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+            if verbose:
+                traceback.print_exc()
+        else:
+            claims = [Claim(**row) for row in found["claims"]]
+            broken = [claim for claim in claims if claim.broken]
+            claim_failed = claim_failed or bool(broken)
+            counts = report.counts(claims)
+            print(
+                f"{name:16s} {state:8s} {found['provenance'].get('seconds', '?'):>8s} s   {counts}",
+                flush=True,
+            )
+            for claim in broken:
+                print(
+                    f"  a claim that must hold fails: {claim.told}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        page = report.write(out)
+    print(f"page: {page}")
+    return EXIT_FAILED if claim_failed else EXIT_BAD_INPUT if did_not_run else 0
+
+
+class _OtherConfigError(ValueError):
+    """The folder holds results with another config. They are not what was asked for,
+    and may be replaced only with `overwrite`.
+    """
+
+
+def _one(
+    study: Study, config: Any, folder: Path, overwrite: bool, verbose: bool
+) -> tuple[str, dict[str, Any]]:
+    """Run one study, unless its results are there already.
+
+    **Returns:** "ran" or "was there", and the study's report.
+    """
+    found = None if overwrite else stored_report(folder)
+    if found is not None:
+        changed = differences(found["config"], config)
+        if changed:
+            raise _OtherConfigError(
+                f"{folder} holds a run with another config ({'; '.join(changed)}); pass "
+                "--overwrite to replace it"
+            )
+        (folder / report.ERROR).unlink(missing_ok=True)
+        return "was there", found
+
+    def log(line: str) -> None:
+        if verbose:
+            print(f"  {line}", flush=True)
+
+    # A store without a complete report is of an interrupted run, so it is replaced.
+    outcome = execute(
+        study, config, folder, overwrite=overwrite or (folder / STORE).exists(), log=log
+    )
+    (folder / report.ERROR).unlink(missing_ok=True)
+    # The next study compiles its own functions, so these are not needed any more.
+    jax.clear_caches()
+    return "ran", outcome.report

@@ -1,0 +1,243 @@
+"""Runs of fixed steps, in tiles of seeds and chunks of steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sgfbias.core.cached import shapes_of
+from sgfbias.core.checks import is_concrete, numpy_for
+from sgfbias.core.engine import Engine, Tile, map_tiles, run_tile
+from sgfbias.core.fused import choose_fused
+from sgfbias.core.network import AbstractNetwork
+from sgfbias.core.observe import is_key
+from sgfbias.core.problem import Problem
+from sgfbias.core.progress import Reporter
+from sgfbias.core.record import cut, step_grid
+from sgfbias.core.run import Raw, Run
+from sgfbias.core.schedule import Clock, check_schedule
+from sgfbias.core.starts import Starts, draw
+from sgfbias.core.tiles import groups_of, take_rows, tile_index, tile_size
+from sgfbias.core.weights import CoordinatesOf, cast
+
+
+def run_stepped(
+    run: Run,
+    clock: Clock,
+    steps: int,
+    chunk: int,
+    report: Reporter,
+    fused: Any,
+    starts: Starts | None = None,
+    coordinates_of: CoordinatesOf | None = None,
+) -> Raw:
+    """Run `steps` fixed steps, `chunk` of them at a time.
+
+    If every seed has its own start, `starts` has the starts and `coordinates_of` gives
+    their coordinates.
+
+    **Raises:** `ValueError` for recorded times that are not on the grid of steps.
+    """
+    dynamics, network, problem, keys = run.dynamics, run.network, run.problem, run.keys
+    if not isinstance(run.times, int | np.integer) and not is_concrete(clock):
+        raise ValueError(
+            "recorded flow times need a concrete dt: under jit or grad give the number of times "
+            "instead, or define dt outside the traced function"
+        )
+    recorded = step_grid(run.times, steps, clock, problem.dtype)
+    # A run that is not differentiated needs no checkpoints, and its plain loop compiles
+    # faster.
+    held = (
+        dynamics,
+        [_at_0(schedule) for schedule in dynamics.schedules()],
+        network,
+        problem,
+        keys,
+        None if starts is None else starts.arrays,
+    )
+    plain = is_concrete(held) and not closes_over_traced(network, problem)
+    # Inside any trace nothing that is computed has a value, even if all inputs have.
+    if plain and is_concrete(jnp.zeros(()) + 0):
+        iterations = int(clock.iteration(jnp.int32(steps - 1))) + 1
+        for schedule in dynamics.schedules():
+            name = "step_size" if schedule is clock.step_size else "noise"
+            check_schedule(schedule, name, iterations)
+    block = None if plain else math.ceil(math.sqrt(steps))
+    segments = cut(
+        recorded, steps, chunk if plain else block, run.stop is not None, one_row=not plain
+    )
+    kernel = choose_fused(fused, run, plain=plain, own_starts=starts is not None)
+    size = tile_size(_work(run))
+    group = None if kernel is None else size
+    limit = jnp.asarray(-jnp.inf if run.stop is None else run.stop, problem.dtype)
+    engine = Engine(
+        dynamics,
+        run.coordinates,
+        problem,
+        run.solver,
+        run.observe,
+        limit,
+        block,
+        kernel,
+        group,
+        coordinates_of,
+    )
+    if kernel is not None:
+        size *= groups_of(jnp.size(keys), size, kernel.members)
+    tiles = _tiles(keys, size, starts, problem.dtype)
+    if coordinates_of is not None and isinstance(network, AbstractNetwork):
+        _check_starts(coordinates_of, tiles)
+    report.total = len(tiles) * segments.start.shape[0]
+    with report:
+        results = map_tiles(
+            lambda tile: run_tile(engine, network, run.finish, tile, segments, report),
+            tiles,
+            engine,
+            network,
+            segments,
+        )
+
+    seeds = None if keys is None or keys.ndim == 0 else keys.shape[0]
+    values, final, networks, finite, stopped = _join(results, keys, seeds)
+    pick = np.searchsorted(segments.ends, recorded)
+    axis = 0 if seeds is None else 1
+    times = clock.times(segments.ends, problem.dtype)
+
+    def mark(step: int) -> tuple[Any, Any]:
+        """The loss integral and the flow time at a step."""
+        at = int(np.searchsorted(segments.ends, step))
+        return values["loss_integral"][..., at], times[at]
+
+    (first, t_first), (half, t_half), (last, t_last) = (
+        mark(s) for s in (steps // 4, steps // 2, steps)
+    )
+    tiny = float(jnp.finfo(problem.dtype).tiny)
+    # Diverged seeds are not finite.
+    with np.errstate(all="ignore"):
+        averages = (
+            (half - first) / (t_half - t_first + tiny),
+            (last - half) / (t_last - t_half + tiny),
+        )
+    host = numpy_for((times, stopped))
+    at = host.searchsorted(segments.ends.astype(np.int32), stopped).clip(0, len(segments.ends) - 1)
+    reached = host.where(stopped >= 0, host.asarray(times)[at], jnp.inf)
+    return Raw(
+        series=jax.tree.map(lambda v: jnp.asarray(numpy_for(v).take(v, pick, axis=axis)), values),
+        final=jax.tree.map(jnp.asarray, final),
+        networks=jax.tree.map(jnp.asarray, networks),
+        finite=jnp.asarray(finite),
+        times=jnp.asarray(times[pick], problem.dtype),
+        steps=jnp.asarray(recorded),
+        stop_time=jnp.asarray(reached, problem.dtype),
+        first_loss=jnp.asarray(values["loss"][..., 0]),
+        averages=jax.tree.map(jnp.asarray, averages),
+        starts=None
+        if starts is None
+        else jax.tree.map(jnp.asarray, _join([tile.starts for tile in tiles], keys, seeds)),
+    )
+
+
+def _at_0(schedule: Any) -> Any:
+    """The value of a schedule at the first iteration.
+
+    It is traced if the schedule closes over a value that is being differentiated.
+    """
+    # Schedules divide integers by integers, which strict type promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        return schedule(jnp.int32(0))
+
+
+def closes_over_traced(network: Any, problem: Problem) -> bool:
+    """Whether the model or the loss closes over a value that is being traced."""
+    # The answer is not cached, as values that a function closes over may have changed.
+    return not is_concrete(eqx.filter_make_jaxpr(problem.risk)(network)[0].consts)
+
+
+def _work(run: Run) -> int:
+    """Work per step: state size x examples read.
+
+    If a product with all inputs is shared by many seeds, only memory counts: three
+    weight vectors.
+    """
+    if run.coordinates.shares_inputs:
+        return 3 * math.prod(run.problem.inputs.shape[1:])
+    return numbers(shapes_of(run.coordinates.encode, run.network)) * run.dynamics.rows_per_step(
+        run.problem.n
+    )
+
+
+def numbers(tree: Any) -> int:
+    """How many numbers the PyTree `tree` holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _tiles(keys: Array | None, size: int, starts: Starts | None, dtype: Any) -> list[Tile]:
+    """The keys, and the starts if every seed has its own, in tiles of one size.
+
+    The last tile is padded with copies of its last member.
+    """
+    if keys is None:
+        return [Tile(None)]
+    if not is_concrete(keys):
+        # Inside a map over seeds, a run is the only member of its tile.
+        size = min(size, keys.size)
+    index = tile_index(keys.size, size)
+    whole = index.shape == (1, *keys.shape)
+    parts = (
+        [keys]
+        if whole
+        else [take_rows(keys.reshape(-1) if keys.ndim == 0 else keys, row) for row in index]
+    )
+    if starts is None:
+        return [Tile(part) for part in parts]
+    if starts.make is not None:
+        return [Tile(part, cast(draw(starts.make, part), dtype)) for part in parts]
+    arrays = cast(starts.arrays, dtype)
+    return [
+        Tile(part, arrays if whole else take_rows(arrays, row))
+        for part, row in zip(parts, index, strict=True)
+    ]
+
+
+def _check_starts(coordinates_of: CoordinatesOf, tiles: list[Tile]) -> None:
+    """Refuse starts that their coordinates refuse.
+
+    The coordinates that a network declares may depend on the values of the network.
+
+    **Raises:** `ValueError` of the coordinates.
+    """
+    for starts in (tile.starts for tile in tiles if is_concrete(tile.starts)):
+        for k in range(jax.tree.leaves(starts)[0].shape[0]):
+            coordinates_of(jax.tree.map(lambda leaf, k=k: leaf[k], starts))
+
+
+def starts_in_tiles(run: Run, starts: Starts) -> Any:
+    """The arrays of all starts, (seeds, ...), drawn as `run_stepped` draws them."""
+    tiles = _tiles(run.keys, tile_size(_work(run)), starts, run.problem.dtype)
+    return jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves)[: jnp.size(run.keys)],
+        *(tile.starts for tile in tiles),
+    )
+
+
+def _join(parts: Sequence[Any], keys: Array | None, seeds: int | None) -> Any:
+    """Join the parts of all tiles, without padding.
+
+    A single run has no seed axis.
+    """
+
+    def one(*leaves: Any) -> Any:
+        if is_key(leaves[0]):  # NumPy has no typed keys
+            return jnp.concatenate(leaves)[:seeds] if seeds is not None else leaves[0][0]
+        if keys is None:
+            return numpy_for(leaves).asarray(leaves[0])
+        return numpy_for(leaves).concatenate(leaves)[:seeds] if seeds is not None else leaves[0][0]
+
+    return jax.tree.map(one, *parts)

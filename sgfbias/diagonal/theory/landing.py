@@ -1,0 +1,449 @@
+"""Landing: predict the limit of a flow's run without waiting for it.
+
+The limit depends on the past through log alpha only, and log alpha settles long before
+the iterate does. Let beta_L be the solution selected by the present alpha_T, and D the
+Bregman divergence `D_phi(beta_L, beta_T)`. The mean-loss model satisfies exactly
+`d E[D] = -L (2 - gamma <h, xi_t + xi_L>) dt`, so the remaining loss integral is about
+`D / (2 (1 - gamma <h, xi_L>))` in the mean. Correcting log alpha once by this amount
+brings the landed solution 10 to 60 times closer to the limit. The change of the
+solution under the correction is the error estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sgfbias.core.checks import is_concrete, numpy_for, shown
+from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
+from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
+from sgfbias.core.tiles import TILE, take_rows, tile_map
+from sgfbias.core.trajectory import Trajectory
+from sgfbias.diagonal.network import DiagonalNetwork
+from sgfbias.diagonal.potential import beta_from, bregman_from, u_from, xi_from
+from sgfbias.diagonal.problem import SparseRegression
+from sgfbias.diagonal.rows import Rows, backward_error, rows_of
+from sgfbias.diagonal.theory.certificate import Selection, solver_tolerance
+from sgfbias.diagonal.theory.landing_curve import MAX_NUMBERS, Points, places, solve_nearby
+from sgfbias.diagonal.theory.selection import certify, solve_tile
+
+
+class Landing(eqx.Module):
+    """The limits of the runs of a trajectory. All fields have a leading axis of seeds,
+    except for a single run.
+
+    - `beta`: (seeds, d). The landed solution.
+    - `log_alpha`: (seeds, d). The effective initialisation, with the expected rest of
+      the run added if the landing was corrected.
+    - `error`: (seeds,). Estimate of `|beta - limit|_2`. It is infinite for a seed
+      without an estimate: the seed is too close to the stability edge, or its program
+      was not solved, or it diverged.
+    - `remaining`: (seeds,). The expected loss integral still to come.
+    - `validation_error`: (seeds,). None if the problem has none.
+    - `selection`: the multipliers of the solution and its certificate.
+
+    A seed that diverged has NaN and an infinite error.
+    """
+
+    references: ClassVar[Mapping[str, str]] = {
+        **Selection.references,
+        "ortega1970": "simplified Newton iterations, chapter 7",
+    }
+    beta: Float[Array, "*seeds d"]
+    log_alpha: Float[Array, "*seeds d"]
+    error: Float[Array, "*seeds"]
+    remaining: Float[Array, "*seeds"]
+    validation_error: Float[Array, "*seeds"] | None
+    selection: Selection
+
+    def plot(self) -> Any:
+        """A picture of the limits: the median of each feature over seeds with the band
+        from the 5% to the 95% quantile, the estimated errors, and the validation errors
+        if there are any. Seeds without a limit are left out.
+
+        **Returns:** a Matplotlib `Figure`.
+        """
+        from sgfbias.core import plot
+
+        beta = np.atleast_2d(np.asarray(self.beta, np.float64))
+        beta = beta[np.isfinite(beta).all(axis=1)]
+        samples = {"estimated error of the limit": self.error}
+        if self.validation_error is not None:
+            samples["validation error of the limit"] = self.validation_error
+        figure, axes = plot.grid(1 + len(samples))
+        if len(beta):
+            low, middle, high = np.quantile(beta, plot.SHOWN, axis=0)
+            colour, features = plot.STATUS_COLOURS[0], np.arange(beta.shape[1])
+            axes[0].vlines(features, low, high, color=colour, alpha=0.4, linewidth=2)
+            axes[0].plot(features, middle, ".", color=colour, markersize=4)
+        axes[0].set_title("limits, feature by feature", loc="left", fontsize=10)
+        axes[0].set_xlabel("feature")
+        axes[0].set_ylabel("beta")
+        for panel, (name, values) in zip(axes[1:], samples.items(), strict=True):
+            known = np.sort(np.atleast_1d(np.asarray(values, np.float64)))
+            known = known[np.isfinite(known) & (known > 0)]
+            share = np.arange(1, len(known) + 1) / max(np.size(values), 1)
+            panel.step(known, share, where="post", color=plot.STATUS_COLOURS[0])
+            if len(known) and known[-1] > 20 * known[0]:
+                panel.set_xscale("log")
+            panel.set_ylim(0, 1.02)
+            panel.set_title(name, loc="left", fontsize=10)
+            panel.set_xlabel("error")
+            panel.set_ylabel("share of the seeds below")
+        return figure
+
+    def _repr_html_(self) -> str:
+        from sgfbias.core import plot
+
+        known = np.atleast_1d(np.asarray(self.error))
+        return plot.table(
+            "Landing",
+            {
+                "limits": self.beta.shape,
+                "median estimated error": f"{np.median(known):.1e}",
+                "seeds with an estimate": f"{np.isfinite(known).sum()} of {known.size}",
+                "converged": f"{np.sum(np.asarray(self.selection.converged))} of {known.size}",
+            },
+        )
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.beta):
+            return f"Landing(beta {self.beta.shape})"
+        if self.beta.ndim == 1:
+            return (
+                f"Landing(beta {self.beta.shape}, error {float(self.error):.1e}, remaining "
+                f"loss integral {float(self.remaining):.1e})"
+            )
+        known = jnp.isfinite(self.error)
+        return (
+            f"Landing(beta {self.beta.shape}, median error {float(jnp.median(self.error)):.1e}, "
+            f"{int(known.sum())} of {known.size} with an estimate)"
+        )
+
+
+def land(runs: Trajectory, *, correct: bool = True) -> Landing:
+    """The limits of the runs of a flow, predicted from where the runs are now.
+
+    **Arguments:**
+
+    - `runs`: a gradient flow or a mean-loss stochastic flow of a `DiagonalNetwork`, in
+      mirror or log coordinates.
+    - `correct`: whether to add the effect of the expected remaining loss integral to
+      log alpha (the default). The error estimate is then the distance that this
+      correction moves the solution. Without the correction the error is in the mean
+      this distance itself, and the estimate is twice the distance.
+
+    **Returns:** a `Landing`.
+
+    **Raises:** `ValueError`, with what to do instead, for
+
+    - dynamics whose remaining shrinkage is not derived (per-sample and minibatch noise,
+      discrete algorithms);
+    - dynamics that have no limit (label noise that is on), or whose limit is not the
+      theorem's (isotropic noise);
+    - runs in which every seed has a start of its own.
+    """
+    step_size = _check(runs)
+    problem = runs.problem
+    problem.require_interpolation()
+    single = runs.status.ndim == 0
+    step_size = jnp.asarray(step_size, problem.dtype)
+    ends = runs.final["beta"], runs.final["log_alpha"], runs.final["loss_integral"], runs.diverged
+    ends = _alone(ends) if single else ends
+    tolerance = np.asarray(solver_tolerance(None, problem.dtype), problem.dtype)
+    rows = rows_of(problem.X, problem.y)
+
+    def one_by_one(ends: Any) -> Landing:
+        return tile_map(
+            lambda tile: _far_tile(
+                problem, rows, runs.network, step_size, correct, tile, tolerance
+            ),
+            ends,
+        )
+
+    small = TILE.get(jax.default_backend(), 64) * problem.n**2 <= MAX_NUMBERS
+    # Computed values can be read only outside any trace, even if all inputs are
+    # concrete. The last condition tests that no trace is active.
+    if (
+        small
+        and is_concrete((problem, runs.network, step_size, ends))
+        and is_concrete(jnp.zeros(()) + 0)
+    ):
+        S = np.where(np.asarray(ends[3]) | (float(step_size) == 0), 0, np.asarray(ends[2]))
+        points, place = places(problem, rows, runs.network, step_size, S, tolerance)
+        result, solved = tile_map(
+            lambda tile: _near_tile(
+                problem, rows, runs.network, step_size, correct, points, tile, tolerance
+            ),
+            (ends, place),
+        )
+        lost = np.flatnonzero(~np.asarray(solved))
+        if len(lost):
+            result = _put(result, lost, one_by_one(take_rows(ends, lost)))
+    else:
+        result = one_by_one(ends)
+    return _first(result) if single else result
+
+
+class _Run(NamedTuple):
+    """The present state of the seeds of a tile."""
+
+    beta: Array
+    log_alpha: Array
+    offset: Array
+    diverged: Array
+
+
+class _Rest(NamedTuple):
+    """The expected rest of the runs of a tile: the loss integral still to come, and the
+    log alpha that it leads to.
+    """
+
+    beta: Array  # the solution at the present log alpha
+    feasible: Array  # whether that solution fits the data to the tolerance
+    remaining: Array  # the expected loss integral still to come
+    known: Array  # whether `remaining` is known
+    log_alpha: Array  # after the expected loss integral
+
+
+@jax.jit
+def _alone(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+@jax.jit
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+@jax.jit
+def _put(tree: Any, rows: Array, values: Any) -> Any:
+    return jax.tree.map(lambda leaf, value: leaf.at[rows].set(value), tree, values)
+
+
+@eqx.filter_jit
+def _prepare(network: DiagonalNetwork, ends: Any) -> _Run:
+    """The state from which a tile of seeds lands. A diverged seed gets the program of
+    the start, so that it does not hold up its tile, and is marked afterwards.
+    """
+    beta, log_alpha, _, diverged = ends
+    start, offset = (
+        jnp.broadcast_to(leaf.astype(beta.dtype), beta.shape)
+        for leaf in (network.log_alpha, network.offset)
+    )
+    bad = diverged[:, None]
+    return _Run(jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged)
+
+
+@eqx.filter_jit
+def _near_tile(
+    problem: SparseRegression,
+    rows: Rows,
+    network: DiagonalNetwork,
+    step_size: Array,
+    correct: bool,
+    points: Points,
+    tile: Any,
+    tolerance: Any,
+) -> tuple[Landing, Array]:
+    """Land a tile of seeds from their places between points of the common curve, and
+    return which seeds were close enough to it.
+    """
+    ends, place = tile
+    run = _prepare(network, ends)
+    b, accuracy = rows.targets(problem.y), rows.tolerance(tolerance)
+    mu, slope, factor = place.start(points)
+    mu, count, solved = solve_nearby(
+        (rows.rows, b), run.log_alpha, run.offset, mu, factor, accuracy, tolerance
+    )
+    rest = _rest_tile(problem, rows, step_size, run, mu, tolerance)
+    ahead = mu + slope * jnp.where(rest.known, rest.remaining, 0)[:, None]
+    there, steps, again = solve_nearby(
+        (rows.rows, b), rest.log_alpha, run.offset, ahead, factor, accuracy, tolerance
+    )
+    result = _report(
+        problem,
+        rows,
+        correct,
+        (run.log_alpha, mu, count),
+        (rest.log_alpha, there, steps),
+        run,
+        rest,
+        tolerance,
+    )
+    if rows.transform is not None:
+        # The residual over all equations may hide the error of single ones.
+        solved = solved & rest.feasible & result.selection.converged
+    return result, solved & again
+
+
+def _far_tile(
+    problem: SparseRegression,
+    rows: Rows,
+    network: DiagonalNetwork,
+    step_size: Array,
+    correct: bool,
+    ends: Any,
+    tolerance: Any,
+) -> Landing:
+    """Land a tile of seeds, each by its own continuation. This is split into a few
+    large compiled programs, because each of many small ones would have to be compiled.
+    """
+    run = _prepare(network, ends)
+    targets = numpy_for(problem.y).broadcast_to(problem.y, (run.beta.shape[0], problem.n))
+    mu, count = solve_tile(rows, targets, run.log_alpha, run.offset, None, tolerance)
+    rest = _rest_tile(problem, rows, step_size, run, mu, tolerance)
+    there = solve_tile(rows, targets, rest.log_alpha, run.offset, (mu, run.log_alpha), tolerance)
+    return _report(
+        problem,
+        rows,
+        correct,
+        (run.log_alpha, mu, count),
+        (rest.log_alpha, *there),
+        run,
+        rest,
+        tolerance,
+    )
+
+
+@eqx.filter_jit
+def _rest_tile(
+    problem: SparseRegression,
+    rows: Rows,
+    step_size: Array,
+    run: _Run,
+    mu: Array,
+    tolerance: Any,
+) -> _Rest:
+    """The expected rest of the runs of a tile, for the solutions of multipliers `mu`
+    that the present log alpha selects.
+    """
+    time_scale = step_size * problem.time_scale
+    u = 4 * (mu @ rows.rows) + run.offset
+    landed = beta_from(run.log_alpha, u)
+    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(
+        problem, time_scale, run.beta, run.log_alpha, u
+    )
+    known = (margin > 0) & ~run.diverged
+    log_alpha = (
+        run.log_alpha - 2 * time_scale * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
+    )
+    gap = jax.vmap(backward_error, in_axes=(None, None, 0))(problem.X, problem.y, landed)
+    return _Rest(landed, gap <= tolerance, remaining, known, log_alpha)
+
+
+@eqx.filter_jit
+def _report(
+    problem: SparseRegression,
+    rows: Rows,
+    correct: bool,
+    here: Any,
+    there: Any,
+    run: _Run,
+    rest: _Rest,
+    tolerance: Any,
+) -> Landing:
+    def certified(end: Any) -> Selection:
+        log_alpha, mu, count = end
+        solve = jax.vmap(certify, in_axes=(None, None, None, 0, 0, 0, 0, None))
+        return solve(problem.X, problem.y, rows, log_alpha, run.offset, mu, count, tolerance)
+
+    ahead = certified(there)
+    # An estimate cannot be better than the tolerance of the solver. Where the solver
+    # failed there is no estimate.
+    floor = 10 * tolerance * jnp.linalg.norm(rest.beta, axis=1)
+    shift = jnp.linalg.norm(ahead.beta - rest.beta, axis=1) + floor
+    solved = rest.feasible & ahead.converged
+    chosen, final = (ahead, there[0]) if correct else (certified(here), here[0])
+    bad = run.diverged[:, None]
+    chosen = eqx.tree_at(lambda s: s.beta, chosen, jnp.where(bad, jnp.nan, chosen.beta))
+    return Landing(
+        beta=chosen.beta,
+        log_alpha=jnp.where(bad, jnp.nan, final),
+        error=jnp.where(rest.known & solved, shift if correct else 2 * shift, jnp.inf),
+        remaining=jnp.where(rest.known, rest.remaining, jnp.inf),
+        validation_error=jax.vmap(problem.validation_error)(chosen.beta)
+        if problem.measures_validation
+        else None,
+        selection=chosen,
+    )
+
+
+def _remaining(
+    problem: SparseRegression, step_size: Array, beta: Array, log_alpha: Array, u: Array
+) -> tuple[Array, Array]:
+    """The expected loss integral from `beta` to the solution `beta_from(log_alpha, u)`,
+    and the distance to the stability edge. If that distance is not positive, there is
+    no expectation.
+    """
+    margin = 1 - step_size * jnp.vdot(problem.h, xi_from(log_alpha, u))
+    return bregman_from(log_alpha, u, u_from(beta, log_alpha)) / (
+        2 * jnp.where(margin > 0, margin, 1)
+    ), margin
+
+
+def _check(runs: Trajectory) -> Array | float:
+    """The step size of dynamics that can be landed. All other dynamics are refused."""
+    if not isinstance(runs, Trajectory):
+        raise ValueError(f"`runs` must be what simulate returns, but is {shown(runs)}")
+    dynamics = runs.dynamics
+    if not isinstance(runs.network, DiagonalNetwork) or not isinstance(
+        runs.problem, SparseRegression
+    ):
+        raise ValueError(
+            "landing is derived for a DiagonalNetwork on a SparseRegression, but these runs are "
+            f"of a {type(runs.network).__name__} on a {type(runs.problem).__name__}; simulate "
+            "until the loss has converged (stop=...)"
+        )
+    if runs.own_starts:
+        raise ValueError(
+            "landing follows the curve of solutions from one start, and every seed of these runs "
+            "has a start of its own: land the runs of one start at a time, or simulate until the "
+            "loss has converged and select"
+        )
+    if runs.coordinates == "weights" and not dynamics.weights_only:
+        raise ValueError(
+            "in weights coordinates log alpha carries the solver's error, so landing on it would "
+            "hide that error: use coordinates='mirror' or 'log'"
+        )
+    if isinstance(dynamics, GradientFlow):
+        return 0.0
+    if not isinstance(dynamics, StochasticGradientFlow):
+        raise ValueError(
+            f"the remaining shrinkage of {type(dynamics).__name__} is not derived, so its runs "
+            "cannot be landed. At convergence the final log alpha and offset give the solution: "
+            "select(problem, runs.final['log_alpha'][i], offset=runs.final['offset'][i])"
+        )
+    noise = dynamics.noise
+    if isinstance(noise, LabelNoise):
+        raise ValueError(
+            "label noise is on, so the flow never settles and there is no limit to land on: "
+            "continue from runs.networks with MeanLossNoise() and land that"
+        )
+    if isinstance(noise, IsotropicNoise):
+        raise ValueError(
+            "isotropic noise leaves the row space of the data, so the limit is not the "
+            "theorem's: simulate until convergence"
+        )
+    if isinstance(noise, NoNoise) and dynamics.order == 1:
+        return 0.0
+    if dynamics.is_scheduled:
+        raise ValueError(
+            "the remaining shrinkage is derived for a constant step size, but step_size is a "
+            "schedule: continue from runs.networks with a constant one and land that, or "
+            "simulate until the loss has converged (stop=...)"
+        )
+    if not isinstance(noise, MeanLossNoise) or dynamics.order != 1:
+        kind = type(noise).__name__ if dynamics.order == 1 else f"the order-{dynamics.order} flow"
+        raise ValueError(
+            f"the remaining shrinkage under {kind} is not derived, so these runs cannot be "
+            "landed: simulate until the loss has converged (stop=...) and use "
+            "select(problem, runs.final['log_alpha'][i])"
+        )
+    return dynamics.step_size

@@ -1,0 +1,179 @@
+"""The tests that all studies share. A subclass of `StudyCase` in `tests/<system>/` has
+the tests of one study, for example
+
+    class TestSvag(StudyCase):
+        study = "svag"
+        small = "--seeds 64"
+        mutations = {
+            "a gap that stays": (
+                "svag_gap",
+                lambda v: v * 0 + v[:1],
+                "falls as 1/l",
+            )
+        }
+        refusals = [({"time": 0.1}, "time must be a whole number of step_size")]
+
+        @classmethod
+        def make(cls):
+            # A made-up dataset on which all claims that must hold do hold. Without this
+            # method it is the dataset of the study at test size.
+            return ...
+"""
+
+import dataclasses
+
+import golden
+import pytest
+from helpers import failed
+
+from sgfbias.ensemble.outcome import as_columns
+from sgfbias.ensemble.sweep import as_cell
+from sgfbias.study import robustness, study_named
+from sgfbias.study.claim import broken
+
+DRAWS = (0, 1, 2, 3)
+
+
+def small_run(study):
+    """The dataset of a study at test size. The study is run once in each process."""
+    return golden.small_run(study)[0]
+
+
+def mutate(dataset, mutation):
+    """A changed copy of a dataset.
+
+    A mutation (name, change, words) changes the values of one variable. A mutation
+    (change, words) changes the whole dataset.
+    """
+    copy = dataset.copy(deep=True)
+    if len(mutation) == 2:
+        return mutation[0](copy)
+    name, change, _ = mutation
+    copy[name].values = change(copy[name].values)
+    return copy
+
+
+class StudyCase:
+    """The tests that every study has. A subclass sets the attributes below, and may
+    define `make`.
+    """
+
+    study: str
+    # The test size of the study, as options of the command line. A run at this size
+    # should take about 20 CPU seconds.
+    small: str
+    # Description of a change -> (variable, change, words of the statement that must
+    # then fail), or (change of the dataset, words).
+    mutations: dict = {}
+    # (changed fields of the default config, words of the error). These test relations
+    # between fields; house/test_studies.py tests the bounds of single fields.
+    refusals: list = []
+    # Words of claims that do not hold on the dataset of `make`.
+    unmet: tuple = ()
+    # Root seeds on which no claim may fail at the quick size.
+    draws: tuple = DRAWS
+
+    @property
+    def module(self):
+        return study_named(self.study)
+
+    @classmethod
+    def make(cls):
+        return small_run(cls.study)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def made(cls):
+        return cls.make()
+
+    def test_what_must_hold_holds(self, made):
+        rows = [
+            claim
+            for claim in broken(self.module.claims(made))
+            if not any(words in claim.statement for words in self.unmet)
+        ]
+        assert rows == []
+
+    def test_a_mutation_breaks_its_claim(self, made, mutation):
+        words = self.mutations[mutation][-1]
+        broke = failed(self.module, mutate(made, self.mutations[mutation]))
+        assert words in broke, f"{mutation!r} broke only: {broke or 'nothing'}"
+
+    def test_every_claim_that_must_hold_is_broken_by_some_mutation(self, made):
+        """The table of mutations is complete, so every claim can fail."""
+        claims = self.module.claims(made)
+        standing = {
+            k
+            for k, claim in enumerate(claims)
+            if claim.must_hold and claim.verdict != "not applicable"
+        }
+        for mutation in self.mutations.values():
+            changed = self.module.claims(mutate(made, mutation))
+            assert len(changed) == len(claims)
+            standing -= {k for k in standing if changed[k].broken}
+        assert [claims[k].statement for k in sorted(standing)] == []
+
+    def test_there_is_a_negative_control(self, made):
+        assert any(claim.control for claim in self.module.claims(made))
+
+    def test_the_picture_draws(self, made):
+        figure = self.module.plot(made)
+        assert all(
+            axes.get_title() and axes.get_xlabel() and axes.get_ylabel()
+            for axes in figure.axes
+            if axes.has_data()
+        )
+
+    def test_what_makes_no_sense_is_refused(self):
+        for change, words in self.refusals:
+            with pytest.raises(ValueError, match=words):
+                dataclasses.replace(self.module.Config(), **change)
+
+    @pytest.mark.slow
+    def test_the_small_run_has_units_and_the_stored_digests(self):
+        dataset, found = golden.small_run(self.study)
+        assert [name for name in dataset.data_vars if not dataset[name].attrs.get("units")] == []
+        expected = golden.stored(self.study)
+        if expected is None:
+            pytest.skip(
+                f"no digests of {self.study} are stored for {golden.environment()}; compare two "
+                "revisions with `python tests/golden.py parent`"
+            )
+        assert golden.differences(expected, found) == []
+
+    @pytest.mark.slow
+    def test_the_claims_hold_on_other_draws(self, tmp_path):
+        """On fixed draws, so that chance does not decide; `sgfbias robustness` takes
+        twenty. Nothing may fail or be NaN, neither what must hold nor a control.
+        """
+        if not self.draws:
+            pytest.skip(f"the claims of {self.study} have not been settled on other draws yet")
+        rows = robustness.run(self.module, self.module.quick, self.draws, tmp_path)
+        told = [
+            f"root seed {root}, {verdict}: {row.statement}: {row.reasons.get(root, '')}"
+            for row in rows
+            for root, verdict in row.verdicts.items()
+            if verdict
+            in (("fails", "nan", "missing") if row.must_hold or row.control else ("nan",))
+        ]
+        assert told == []
+
+    @pytest.mark.slow
+    def test_the_small_run_is_a_cell_of_a_sweep(self):
+        """A sweep accepts the dataset of a study, whatever its variables are called.
+        Studies with their own function `cell` are exempt: they are not swept as a
+        whole.
+        """
+        dataset, study = golden.small_run(self.study)[0], self.module
+        seeds = (
+            dataset.sizes["seed"]
+            if "seeds" in {field.name for field in dataclasses.fields(study.Config)}
+            else 1
+        )
+        if not study.by_seed:
+            assert as_columns(
+                as_cell(dataset, {"alpha": 0.1, "problem_seed": 0}, seeds),
+                seeds,
+                reserved=("alpha", "problem_seed"),
+                whole=True,
+            )
