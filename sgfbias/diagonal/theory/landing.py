@@ -1,12 +1,14 @@
-"""Landing: predict the limit of a flow's run without waiting for it.
+"""Landing: predict the limit of a run without waiting for it.
 
-The limit depends on the past through log alpha only, and log alpha settles long before
-the iterate does. Let beta_L be the solution selected by the present alpha_T, and D the
-Bregman divergence `D_phi(beta_L, beta_T)`. The mean-loss model satisfies exactly
-`d E[D] = -L (2 - gamma <h, xi_t + xi_L>) dt`, so the remaining loss integral is about
-`D / (2 (1 - gamma <h, xi_L>))` in the mean. Correcting log alpha once by this amount
-brings the landed solution 10 to 60 times closer to the limit. The change of the
-solution under the correction is the error estimate.
+The limit depends on the past through log alpha and the offset only, and these settle
+long before the iterate does. Let beta_L be the solution selected by the present
+alpha_T, and D the Bregman divergence `D_phi(beta_L, beta_T)`. The mean-loss flow
+satisfies exactly `d E[D] = -L (2 - gamma <h, xi_t + xi_L>) dt`, so the remaining loss
+integral is about `D / (2 (1 - gamma <h, xi_L>))` in the mean. For every other noise in
+the span of the examples, and for SGD itself, the second moments of the residuals that
+are still to come solve a linear equation (`theory.moments`), and D fixes their size.
+Correcting log alpha once by what is to come brings the landed solution 10 to 60 times
+closer to the limit.
 """
 
 from __future__ import annotations
@@ -20,9 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sgfbias.core.checks import is_concrete, numpy_for, shown
-from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
-from sgfbias.core.noise import IsotropicNoise, LabelNoise, MeanLossNoise, NoNoise
+from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.tiles import TILE, take_rows, tile_map
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.network import DiagonalNetwork
@@ -31,6 +31,9 @@ from sgfbias.diagonal.problem import SparseRegression
 from sgfbias.diagonal.rows import Rows, backward_error, rows_of
 from sgfbias.diagonal.theory.certificate import Selection, solver_tolerance
 from sgfbias.diagonal.theory.landing_curve import MAX_NUMBERS, Points, places, solve_nearby
+from sgfbias.diagonal.theory.landing_error import Scatter, scatter
+from sgfbias.diagonal.theory.landing_law import Law, law_of
+from sgfbias.diagonal.theory.moments import remaining_moments, shrinkage
 from sgfbias.diagonal.theory.selection import certify, solve_tile
 
 
@@ -44,7 +47,10 @@ class Landing(eqx.Module):
     - `error`: (seeds,). Estimate of `|beta - limit|_2`. It is infinite for a seed
       without an estimate: the seed is too close to the stability edge, or its program
       was not solved, or it diverged.
-    - `remaining`: (seeds,). The expected loss integral still to come.
+    - `remaining`: (seeds,). The expected loss integral still to come. It is infinite
+      where the second moments of the residuals do not fall.
+    - `radius`: (seeds,). The spectral radius of the noise's feedback on these second
+      moments. They fall if it is below 1. A single path may converge beyond that.
     - `validation_error`: (seeds,). None if the problem has none.
     - `selection`: the multipliers of the solution and its certificate.
 
@@ -59,6 +65,7 @@ class Landing(eqx.Module):
     log_alpha: Float[Array, "*seeds d"]
     error: Float[Array, "*seeds"]
     remaining: Float[Array, "*seeds"]
+    radius: Float[Array, "*seeds"]
     validation_error: Float[Array, "*seeds"] | None
     selection: Selection
 
@@ -121,65 +128,80 @@ class Landing(eqx.Module):
                 f"loss integral {float(self.remaining):.1e})"
             )
         known = jnp.isfinite(self.error)
+        beyond = int(jnp.sum(self.radius >= 1))
+        unstable = (
+            f", {beyond} beyond mean-square stability: radius up to "
+            f"{float(jnp.max(self.radius)):.3g}"
+            if beyond
+            else ""
+        )
         return (
             f"Landing(beta {self.beta.shape}, median error {float(jnp.median(self.error)):.1e}, "
-            f"{int(known.sum())} of {known.size} with an estimate)"
+            f"{int(known.sum())} of {known.size} with an estimate{unstable})"
         )
 
 
 def land(runs: Trajectory, *, correct: bool = True) -> Landing:
-    """The limits of the runs of a flow, predicted from where the runs are now.
+    """The limits of runs, predicted from where the runs are now.
 
     **Arguments:**
 
-    - `runs`: a gradient flow or a mean-loss stochastic flow of a `DiagonalNetwork`, in
-      mirror or log coordinates.
-    - `correct`: whether to add the effect of the expected remaining loss integral to
-      log alpha (the default). The error estimate is then the distance that this
-      correction moves the solution. Without the correction the error is in the mean
-      this distance itself, and the estimate is twice the distance.
+    - `runs`: runs of a `DiagonalNetwork` on a `SparseRegression` with a constant step
+      size. A gradient flow, or a stochastic flow in mirror or log coordinates with
+      mean-loss, per-sample or minibatch noise, or sums of these. Or gradient descent,
+      SGD with independent batches of any size, or SVAG. Label noise that has been
+      switched off is allowed.
+    - `correct`: whether to add the effect of the expected rest of the run to log alpha
+      (the default). Without the correction the estimate is twice the distance that the
+      correction would move the solution.
 
-    **Returns:** a `Landing`.
+    **Returns:** a `Landing`. The `error` of a mean-loss flow is the distance that the
+    correction moves the solution. For all other dynamics it is an estimate of what
+    single paths scatter around the mean, of what the linear equation leaves out, and of
+    the change of the offset of a discrete algorithm. Where second moments do not fall
+    (`radius` at least 1), the present log alpha is landed on without a correction, and
+    the error is infinite.
 
-    **Raises:** `ValueError`, with what to do instead, for
+    **Raises:** `ValueError`, with the reason and what to do instead, for
 
-    - dynamics whose remaining shrinkage is not derived (per-sample and minibatch noise,
-      discrete algorithms);
+    - dynamics whose rest is not derived (momentum, random reshuffling, transformations
+      of Optax, the order-2 flow, schedules of the step size);
     - dynamics that have no limit (label noise that is on), or whose limit is not the
       theorem's (isotropic noise);
     - runs in which every seed has a start of its own.
     """
-    step_size = _check(runs)
+    law = law_of(runs)
     problem = runs.problem
     problem.require_interpolation()
     single = runs.status.ndim == 0
-    step_size = jnp.asarray(step_size, problem.dtype)
-    ends = runs.final["beta"], runs.final["log_alpha"], runs.final["loss_integral"], runs.diverged
+    step_size = jnp.asarray(law.step_size, problem.dtype)
+    law = law._replace(step_size=step_size)
+    ends = (
+        runs.final["beta"],
+        runs.final["log_alpha"],
+        runs.final["loss_integral"],
+        runs.diverged,
+        runs.final["offset"] if law.discrete else None,
+    )
     ends = _alone(ends) if single else ends
     tolerance = np.asarray(solver_tolerance(None, problem.dtype), problem.dtype)
     rows = rows_of(problem.X, problem.y)
 
     def one_by_one(ends: Any) -> Landing:
         return tile_map(
-            lambda tile: _far_tile(
-                problem, rows, runs.network, step_size, correct, tile, tolerance
-            ),
+            lambda tile: _far_tile(problem, rows, runs.network, law, correct, tile, tolerance),
             ends,
         )
 
     small = TILE.get(jax.default_backend(), 64) * problem.n**2 <= MAX_NUMBERS
     # Computed values can be read only outside any trace, even if all inputs are
     # concrete. The last condition tests that no trace is active.
-    if (
-        small
-        and is_concrete((problem, runs.network, step_size, ends))
-        and is_concrete(jnp.zeros(()) + 0)
-    ):
+    if small and is_concrete((problem, runs.network, law, ends)) and is_concrete(jnp.zeros(()) + 0):
         S = np.where(np.asarray(ends[3]) | (float(step_size) == 0), 0, np.asarray(ends[2]))
         points, place = places(problem, rows, runs.network, step_size, S, tolerance)
         result, solved = tile_map(
             lambda tile: _near_tile(
-                problem, rows, runs.network, step_size, correct, points, tile, tolerance
+                problem, rows, runs.network, law, correct, points, tile, tolerance
             ),
             (ends, place),
         )
@@ -208,8 +230,10 @@ class _Rest(NamedTuple):
     beta: Array  # the solution at the present log alpha
     feasible: Array  # whether that solution fits the data to the tolerance
     remaining: Array  # the expected loss integral still to come
+    radius: Array  # of the noise's feedback on the second moments
     known: Array  # whether `remaining` is known
-    log_alpha: Array  # after the expected loss integral
+    log_alpha: Array  # after the expected rest of the run
+    scatter: Scatter | None = None  # what the rest does besides, if that is estimated
 
 
 @jax.jit
@@ -232,12 +256,14 @@ def _prepare(network: DiagonalNetwork, ends: Any) -> _Run:
     """The state from which a tile of seeds lands. A diverged seed gets the program of
     the start, so that it does not hold up its tile, and is marked afterwards.
     """
-    beta, log_alpha, _, diverged = ends
+    beta, log_alpha, _, diverged, moved = ends
     start, offset = (
         jnp.broadcast_to(leaf.astype(beta.dtype), beta.shape)
         for leaf in (network.log_alpha, network.offset)
     )
     bad = diverged[:, None]
+    if moved is not None:
+        offset = jnp.where(bad, offset, moved)
     return _Run(jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged)
 
 
@@ -246,7 +272,7 @@ def _near_tile(
     problem: SparseRegression,
     rows: Rows,
     network: DiagonalNetwork,
-    step_size: Array,
+    law: Law,
     correct: bool,
     points: Points,
     tile: Any,
@@ -262,7 +288,7 @@ def _near_tile(
     mu, count, solved = solve_nearby(
         (rows.rows, b), run.log_alpha, run.offset, mu, factor, accuracy, tolerance
     )
-    rest = _rest_tile(problem, rows, step_size, run, mu, tolerance)
+    rest = _rest_tile(problem, rows, law, run, mu, tolerance)
     ahead = mu + slope * jnp.where(rest.known, rest.remaining, 0)[:, None]
     there, steps, again = solve_nearby(
         (rows.rows, b), rest.log_alpha, run.offset, ahead, factor, accuracy, tolerance
@@ -287,7 +313,7 @@ def _far_tile(
     problem: SparseRegression,
     rows: Rows,
     network: DiagonalNetwork,
-    step_size: Array,
+    law: Law,
     correct: bool,
     ends: Any,
     tolerance: Any,
@@ -298,7 +324,7 @@ def _far_tile(
     run = _prepare(network, ends)
     targets = numpy_for(problem.y).broadcast_to(problem.y, (run.beta.shape[0], problem.n))
     mu, count = solve_tile(rows, targets, run.log_alpha, run.offset, None, tolerance)
-    rest = _rest_tile(problem, rows, step_size, run, mu, tolerance)
+    rest = _rest_tile(problem, rows, law, run, mu, tolerance)
     there = solve_tile(rows, targets, rest.log_alpha, run.offset, (mu, run.log_alpha), tolerance)
     return _report(
         problem,
@@ -316,7 +342,7 @@ def _far_tile(
 def _rest_tile(
     problem: SparseRegression,
     rows: Rows,
-    step_size: Array,
+    law: Law,
     run: _Run,
     mu: Array,
     tolerance: Any,
@@ -324,9 +350,18 @@ def _rest_tile(
     """The expected rest of the runs of a tile, for the solutions of multipliers `mu`
     that the present log alpha selects.
     """
-    time_scale = step_size * problem.time_scale
     u = 4 * (mu @ rows.rows) + run.offset
     landed = beta_from(run.log_alpha, u)
+    gap = jax.vmap(backward_error, in_axes=(None, None, 0))(problem.X, problem.y, landed)
+    if law.moments is not None:
+        one = jax.vmap(_rest_of_moments, in_axes=(None, None, 0, 0, 0, 0))
+        remaining, radius, falls, fall, spread = one(
+            problem, law, run.beta, landed, run.log_alpha, u
+        )
+        known = falls & ~run.diverged
+        log_alpha = run.log_alpha - jnp.where(known[:, None], fall, 0)
+        return _Rest(landed, gap <= tolerance, remaining, radius, known, log_alpha, spread)
+    time_scale = law.step_size * problem.time_scale
     remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(
         problem, time_scale, run.beta, run.log_alpha, u
     )
@@ -334,8 +369,7 @@ def _rest_tile(
     log_alpha = (
         run.log_alpha - 2 * time_scale * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
     )
-    gap = jax.vmap(backward_error, in_axes=(None, None, 0))(problem.X, problem.y, landed)
-    return _Rest(landed, gap <= tolerance, remaining, known, log_alpha)
+    return _Rest(landed, gap <= tolerance, remaining, 1 - margin, known, log_alpha)
 
 
 @eqx.filter_jit
@@ -359,6 +393,10 @@ def _report(
     # failed there is no estimate.
     floor = 10 * tolerance * jnp.linalg.norm(rest.beta, axis=1)
     shift = jnp.linalg.norm(ahead.beta - rest.beta, axis=1) + floor
+    if rest.scatter is None or not correct:
+        error = shift if correct else 2 * shift
+    else:
+        error = rest.scatter.absolute + rest.scatter.relative * shift + floor
     solved = rest.feasible & ahead.converged
     chosen, final = (ahead, there[0]) if correct else (certified(here), here[0])
     bad = run.diverged[:, None]
@@ -366,8 +404,9 @@ def _report(
     return Landing(
         beta=chosen.beta,
         log_alpha=jnp.where(bad, jnp.nan, final),
-        error=jnp.where(rest.known & solved, shift if correct else 2 * shift, jnp.inf),
+        error=jnp.where(rest.known & solved, error, jnp.inf),
         remaining=jnp.where(rest.known, rest.remaining, jnp.inf),
+        radius=jnp.where(run.diverged, jnp.nan, rest.radius),
         validation_error=jax.vmap(problem.validation_error)(chosen.beta)
         if problem.measures_validation
         else None,
@@ -388,62 +427,28 @@ def _remaining(
     ), margin
 
 
-def _check(runs: Trajectory) -> Array | float:
-    """The step size of dynamics that can be landed. All other dynamics are refused."""
-    if not isinstance(runs, Trajectory):
-        raise ValueError(f"`runs` must be what simulate returns, but is {shown(runs)}")
-    dynamics = runs.dynamics
-    if not isinstance(runs.network, DiagonalNetwork) or not isinstance(
-        runs.problem, SparseRegression
-    ):
-        raise ValueError(
-            "landing is derived for a DiagonalNetwork on a SparseRegression, but these runs are "
-            f"of a {type(runs.network).__name__} on a {type(runs.problem).__name__}; simulate "
-            "until the loss has converged (stop=...)"
-        )
-    if runs.own_starts:
-        raise ValueError(
-            "landing follows the curve of solutions from one start, and every seed of these runs "
-            "has a start of its own: land the runs of one start at a time, or simulate until the "
-            "loss has converged and select"
-        )
-    if runs.coordinates == "weights" and not dynamics.weights_only:
-        raise ValueError(
-            "in weights coordinates log alpha carries the solver's error, so landing on it would "
-            "hide that error: use coordinates='mirror' or 'log'"
-        )
-    if isinstance(dynamics, GradientFlow):
-        return 0.0
-    if not isinstance(dynamics, StochasticGradientFlow):
-        raise ValueError(
-            f"the remaining shrinkage of {type(dynamics).__name__} is not derived, so its runs "
-            "cannot be landed. At convergence the final log alpha and offset give the solution: "
-            "select(problem, runs.final['log_alpha'][i], offset=runs.final['offset'][i])"
-        )
-    noise = dynamics.noise
-    if isinstance(noise, LabelNoise):
-        raise ValueError(
-            "label noise is on, so the flow never settles and there is no limit to land on: "
-            "continue from runs.networks with MeanLossNoise() and land that"
-        )
-    if isinstance(noise, IsotropicNoise):
-        raise ValueError(
-            "isotropic noise leaves the row space of the data, so the limit is not the "
-            "theorem's: simulate until convergence"
-        )
-    if isinstance(noise, NoNoise) and dynamics.order == 1:
-        return 0.0
-    if dynamics.is_scheduled:
-        raise ValueError(
-            "the remaining shrinkage is derived for a constant step size, but step_size is a "
-            "schedule: continue from runs.networks with a constant one and land that, or "
-            "simulate until the loss has converged (stop=...)"
-        )
-    if not isinstance(noise, MeanLossNoise) or dynamics.order != 1:
-        kind = type(noise).__name__ if dynamics.order == 1 else f"the order-{dynamics.order} flow"
-        raise ValueError(
-            f"the remaining shrinkage under {kind} is not derived, so these runs cannot be "
-            "landed: simulate until the loss has converged (stop=...) and use "
-            "select(problem, runs.final['log_alpha'][i])"
-        )
-    return dynamics.step_size
+def _rest_of_moments(
+    problem: SparseRegression, law: Law, beta: Array, landed: Array, log_alpha: Array, u: Array
+) -> tuple[Array, Array, Array, Array, Scatter]:
+    """The expected rest of one seed's run from the linear equation of second moments.
+
+    The equation holds for small residuals. Its metric is taken half-way between the
+    present and the landed point, and its solution is scaled so that the energy
+    `r^T A^-1 r` becomes 8 times the Bregman divergence, which is exact in the mean.
+
+    **Returns:** the loss integral still to come, the radius of the noise's feedback,
+    whether second moments fall, the fall of log alpha (d,), and what single paths do
+    besides.
+    """
+    present = u_from(beta, log_alpha)
+    zeta = (xi_from(log_alpha, u) + xi_from(log_alpha, present)) / 2
+    residuals = problem.X @ beta - problem.y
+    A = (problem.X * zeta) @ problem.X.T
+    rest = remaining_moments(A, residuals, law.moments)
+    positive = rest.energy > 0
+    divergence = 8 * bregman_from(log_alpha, u, present)
+    scale = jnp.where(positive, divergence / jnp.where(positive, rest.energy, 1), 1)
+    rest = rest._replace(J=scale * rest.J)
+    fall = shrinkage(problem.X, rest.J, law.moments)
+    spread = scatter(problem.X, landed, zeta, residuals, fall, scale, rest, law.moments)
+    return jnp.trace(rest.J) / (4 * problem.n), rest.radius, rest.known, fall, spread

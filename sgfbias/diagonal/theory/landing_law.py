@@ -1,0 +1,217 @@
+"""Which runs can be landed, and the law of their noise near convergence."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from sgfbias.core.checks import is_concrete, shown
+from sgfbias.core.descent import (
+    SVAG,
+    AbstractDescent,
+    GradientDescent,
+    StochasticGradientDescent,
+)
+from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
+from sgfbias.core.noise import (
+    AbstractNoise,
+    IsotropicNoise,
+    LabelNoise,
+    MeanLossNoise,
+    MinibatchNoise,
+    NoNoise,
+    PerSampleNoise,
+    SumOfNoises,
+)
+from sgfbias.core.schedule import value_at
+from sgfbias.core.trajectory import Trajectory
+from sgfbias.diagonal.network import DiagonalNetwork
+from sgfbias.diagonal.problem import SparseRegression
+from sgfbias.diagonal.theory.moments import NoiseLaw
+
+# A label noise counts as switched off if it is 0 at the end of the run and at so many
+# times that number of iterations.
+LATER = (1, 2, 3, 5, 10, 100, 1000, 100_000)
+
+
+class Law(NamedTuple):
+    """What the rest of a run follows.
+
+    - `step_size`: gamma of the mean-loss law, or 0 for a gradient flow.
+    - `moments`: the law of the second moments, or None for the mean-loss law, whose
+      remaining loss integral has a closed form.
+    - `discrete`: whether the offset moves along the run.
+    """
+
+    step_size: Any
+    moments: NoiseLaw | None = None
+    discrete: bool = False
+
+
+def law_of(runs: Trajectory) -> Law:
+    """The law of the rest of runs that can be landed.
+
+    **Raises:** `ValueError` for all other runs, which says why.
+    """
+    if not isinstance(runs, Trajectory):
+        raise ValueError(f"`runs` must be what simulate returns, but is {shown(runs)}")
+    dynamics = runs.dynamics
+    if not isinstance(runs.network, DiagonalNetwork) or not isinstance(
+        runs.problem, SparseRegression
+    ):
+        raise ValueError(
+            "landing is derived for a DiagonalNetwork on a SparseRegression, but these runs are "
+            f"of a {type(runs.network).__name__} on a {type(runs.problem).__name__}; simulate "
+            "until the loss has converged (stop=...)"
+        )
+    if runs.own_starts:
+        raise ValueError(
+            "landing follows the curve of solutions from one start, and every seed of these runs "
+            "has a start of its own: land the runs of one start at a time, or simulate until the "
+            "loss has converged and select"
+        )
+    if runs.coordinates == "weights" and not dynamics.weights_only:
+        raise ValueError(
+            "in weights coordinates log alpha carries the solver's error, so landing on it would "
+            "hide that error: use coordinates='mirror' or 'log'"
+        )
+    if isinstance(dynamics, GradientFlow):
+        return Law(0.0)
+    if isinstance(dynamics, AbstractDescent):
+        return Law(dynamics.step_size, _descent(runs, dynamics), discrete=True)
+    if not isinstance(dynamics, StochasticGradientFlow):
+        raise ValueError(
+            f"the remaining shrinkage of {type(dynamics).__name__} is not derived, so its runs "
+            "cannot be landed: the weights also carry a velocity, which is not part of a "
+            "trajectory. Simulate until the loss has converged (stop=...); then the final log "
+            "alpha and offset give the solution: "
+            "select(problem, runs.final['log_alpha'][i], offset=runs.final['offset'][i])"
+        )
+    return _flow(runs, dynamics)
+
+
+def _flow(runs: Trajectory, dynamics: StochasticGradientFlow) -> Law:
+    parts = [
+        part
+        for whole in _parts(dynamics.noise)
+        for part in _without_labels(whole, runs)
+        if not isinstance(part, NoNoise)
+    ]
+    if not parts and dynamics.order == 1:
+        return Law(0.0)
+    if dynamics.is_scheduled:
+        raise ValueError(
+            "the remaining shrinkage is derived for a constant step size, but step_size is a "
+            "schedule: continue from runs.networks with a constant one and land that, or "
+            "simulate until the loss has converged (stop=...)"
+        )
+    if dynamics.order != 1:
+        raise ValueError(
+            f"the remaining shrinkage under the order-{dynamics.order} flow is not derived, "
+            "because its drift contains second derivatives of the loss, so these runs cannot be "
+            "landed: simulate until the loss has converged (stop=...) and use "
+            "select(problem, runs.final['log_alpha'][i])"
+        )
+    for part in parts:
+        if not isinstance(part, MeanLossNoise | PerSampleNoise | MinibatchNoise):
+            raise ValueError(
+                f"the remaining shrinkage under {type(part).__name__} is not derived: landing "
+                "needs a noise whose covariance is known to be quadratic in the residuals. "
+                "Simulate until the loss has converged (stop=...) and use "
+                "select(problem, runs.final['log_alpha'][i])"
+            )
+    if len(parts) == 1 and isinstance(parts[0], MeanLossNoise):
+        return Law(dynamics.step_size)
+    n, dtype = runs.problem.n, runs.problem.dtype
+    gamma = jnp.asarray(dynamics.step_size, dtype) * runs.problem.time_scale
+    sample, mean, cross = (jnp.zeros((), dtype) for _ in range(3))
+    for part in parts:
+        if isinstance(part, MeanLossNoise):
+            mean = mean + gamma / (4 * n)
+        elif isinstance(part, PerSampleNoise):
+            sample = sample + gamma / (4 * n)
+        else:
+            factor = gamma * part.factor(n, dtype)
+            sample, cross = sample + factor / (4 * n), cross + factor / (4 * n**2)
+    euler = runs.solver == "Euler"
+    width = (dynamics.step_size if dynamics.dt is None else dynamics.dt) if euler else 0
+    width = jnp.asarray(width, dtype) * runs.problem.time_scale
+    return Law(dynamics.step_size, NoiseLaw(sample, mean, cross, width, jnp.zeros((), dtype)))
+
+
+def _descent(runs: Trajectory, dynamics: AbstractDescent) -> NoiseLaw:
+    name = type(dynamics).__name__
+    if not isinstance(dynamics, GradientDescent | StochasticGradientDescent | SVAG):
+        raise ValueError(
+            f"the remaining shrinkage of {name} is not derived, because its transformation of the "
+            "gradient leaves the law of log alpha: simulate until the loss has converged"
+        )
+    if dynamics.momentum is not None:
+        raise ValueError(
+            f"the remaining shrinkage of {name} with momentum is not derived, because the rest of "
+            "the run also depends on the velocity, which is not part of a trajectory: simulate "
+            "until the loss has converged (stop=...); then "
+            "select(problem, runs.final['log_alpha'][i], offset=runs.final['offset'][i])"
+        )
+    if dynamics.batch_size is not None and dynamics.sampling == "random_reshuffling":
+        raise ValueError(
+            "the remaining shrinkage under random reshuffling is not derived, because the batches "
+            "of an epoch depend on each other: use sampling='without_replacement', or simulate "
+            "until the loss has converged (stop=...)"
+        )
+    if callable(dynamics.step_size):
+        raise ValueError(
+            "the remaining shrinkage is derived for a constant step size, but step_size is a "
+            "schedule: continue from runs.networks with a constant one and land that, or "
+            "simulate until the loss has converged (stop=...)"
+        )
+    if dynamics.label_noise is not None and not _is_off(dynamics.label_noise, runs):
+        raise ValueError(
+            "label noise is on, so the algorithm never settles and there is no limit to land on: "
+            "continue from runs.networks without label noise and land that"
+        )
+    n, dtype = runs.problem.n, runs.problem.dtype
+    gamma = jnp.asarray(dynamics.step_size, dtype) * runs.problem.time_scale
+    zero = jnp.zeros((), dtype)
+    width = gamma / dynamics.l
+    if dynamics.batch_size is None:
+        return NoiseLaw(zero, zero, zero, width, width)
+    replace = dynamics.sampling == "with_replacement" or dynamics.batch_size == 1
+    factor = gamma * MinibatchNoise(dynamics.batch_size, replace).factor(n, dtype)
+    return NoiseLaw(factor / (4 * n), zero, factor / (4 * n**2), width, width)
+
+
+def _parts(noise: AbstractNoise) -> tuple[AbstractNoise, ...]:
+    return noise.parts if isinstance(noise, SumOfNoises) else (noise,)
+
+
+def _without_labels(noise: AbstractNoise, runs: Trajectory) -> tuple[AbstractNoise, ...]:
+    """What is left of a noise once its label noise has been switched off."""
+    if isinstance(noise, IsotropicNoise):
+        raise ValueError(
+            "isotropic noise leaves the row space of the data, so the limit is not the "
+            "theorem's: simulate until convergence"
+        )
+    if not isinstance(noise, LabelNoise):
+        return (noise,)
+    if not _is_off(noise.delta, runs):
+        raise ValueError(
+            "label noise is on, so the flow never settles and there is no limit to land on: "
+            "continue from runs.networks with MeanLossNoise() and land that"
+        )
+    return (MeanLossNoise(),) if noise.mean_loss else ()
+
+
+def _is_off(level: Any, runs: Trajectory) -> bool:
+    """Whether a level of label noise is 0 at the end of the run and at all times tried
+    after it.
+    """
+    if not callable(level):
+        return is_concrete(level) and float(level) == 0
+    last = int(runs.steps[-1])
+    iterations = [
+        min(int(runs.dynamics.clock.iteration(jnp.int32(last))) * k, 2**31 - 1) for k in LATER
+    ]
+    values = [value_at(level, jnp.int32(k), jnp.result_type(float)) for k in iterations]
+    return all(is_concrete(value) and float(value) == 0 for value in values)
