@@ -17,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import sgfbias
+from sgfbias.study import report
 from sgfbias.study.bibliography import bibliography
+from sgfbias.study.claim import Claim
 from sgfbias.study.registry import find, names
 
 ROOT = Path(__file__).parents[2]
@@ -243,15 +245,15 @@ def test_search_finds_pages_of_a_site_on_a_disk(site):
 LOOK = """<!doctype html><body></body><script>
 (async () => {
   const found = [];
+  const soon = (start) => new Promise((done) => (start(done), setTimeout(done, 20_000)));
   for (const width of [1280, 420]) for (const page of PAGES) {
     const frame = document.createElement("iframe");
     Object.assign(frame, { width, height: 900, src: page });
-    document.body.append(frame);
-    await new Promise((done) => (frame.onload = done));
+    await soon((done) => ((frame.onload = done), document.body.append(frame)));
     const inside = frame.contentDocument;
     for (const image of inside.images) {
       image.loading = "eager";
-      if (!image.complete) await new Promise((done) => (image.onload = image.onerror = done));
+      if (!image.complete) await soon((done) => (image.onload = image.onerror = done));
       if (!image.naturalWidth) found.push(`${page}: broken picture ${image.src}`);
     }
     if (inside.documentElement.scrollWidth > width) found.push(`${page}: wider than ${width}`);
@@ -274,3 +276,33 @@ def test_on_wide_and_narrow_pages_pictures_show_and_nothing_sticks_out(site):
     (site / "look.html").unlink()
     assert (report := re.search("LOOKED(.*)\nEND", shown, re.DOTALL)), shown[-500:]
     assert report[1] == "", report[1]
+
+
+NARROW = """<!doctype html><body></body><script>
+const frame = document.createElement("iframe");
+Object.assign(frame, { width: 420, height: 900, src: "index.html" });
+frame.onload = () => {
+  const inside = frame.contentDocument;
+  const cells = [...inside.querySelectorAll("td")].map((cell) => cell.clientWidth);
+  const page = inside.documentElement.scrollWidth;
+  document.body.textContent = `LOOKED ${page} ${Math.min(...cells)} ${cells.length} END`;
+};
+document.body.append(frame);
+</script>"""
+
+
+@pytest.mark.slow
+def test_the_report_of_studies_breaks_no_words_on_a_narrow_page(tmp_path):
+    """Each cell has the width of the page, so that words of usual length fit."""
+    texts = ["the initialisation of " * 5, "theorem 1", "as predicted", "distance 1e-3", "1e-2"]
+    claim = Claim(*texts, verdict="holds", must_hold=True)
+    name = names()[0]
+    stored = {"config": {"numbers": list(range(100))}, "provenance": {"seconds": 3}}
+    page = report.render([report.Entry(name, find(name).question, stored, [claim], "")])
+    (tmp_path / "index.html").write_text(page)
+    (tmp_path / "look.html").write_text(NARROW)
+    shown = in_browser((tmp_path / "look.html").as_uri())
+    width, narrowest, number = map(int, re.search(r"LOOKED (\d+) (\d+) (\d+) END", shown).groups())
+    assert number >= 10
+    assert width <= 420
+    assert narrowest > 300
