@@ -85,7 +85,6 @@ def counted(told: Told) -> str:
     if not told.claims:
         return "No results are stored."
     hold = [claim for claim in told.claims if holds(claim)]
-    failed = [plain(claim["statement"]) for claim in told.claims if not holds(claim)]
     size = (
         f"in at least 95% of {told.draws} draws, at the quick size"
         if told.draws
@@ -94,8 +93,11 @@ def counted(told: Told) -> str:
     parts = [f"{len(hold)} of {len(told.claims)} claims hold {size}"]
     if controls := sum(claim["control"] for claim in hold):
         parts.append(f"negative controls among them: {controls}")
-    if failed:
-        parts.append(f"not: {', nor: '.join(failed)}")
+    rest = [claim for claim in told.claims if not holds(claim)]
+    idle = [claim for claim in rest if claim.get("verdict") == "not applicable"]
+    for words, claims in (("not so", [c for c in rest if c not in idle]), ("not applicable", idle)):
+        if claims:
+            parts.append(f"{words}: " + ", ".join(f"“{plain(c['statement'])}”" for c in claims))
     return "; ".join(parts) + "."
 
 
