@@ -37,7 +37,7 @@ TESTS := $(if $(ONLY),tests/$(ONLY) tests/house)
 test: $(STAMP) ## Run all fast tests, or those of a folder and of the house: make test ONLY=diagonal.
 	$(PYTEST) $(TESTS)
 
-slow: $(STAMP) ## Run the slow tests, studies from end to end; also with ONLY= or TESTS=.
+slow: $(VENV)/.docs ## Run the slow tests, studies from end to end; also with ONLY= or TESTS=.
 	$(PYTEST) -m slow $(TESTS)
 
 check: $(STAMP) ## Run the static checks: ruff, mypy, import contracts.

@@ -5,6 +5,7 @@ links to, and write formulas as MathML, so that no page needs the network.
 from __future__ import annotations
 
 import html
+import posixpath
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +23,7 @@ SHIPPED = (
     "CITATION.cff",
 )
 PAGES = {
-    "benchmarks/results/": "benchmarks.md",
+    "benchmarks/results": "benchmarks.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/NOTES.md": "benchmark_notes.md",
 }
@@ -76,7 +77,7 @@ def relinked(text: str, depth: int, folder: str) -> str:
 
     def one(found: re.Match[str]) -> str:
         mark, words, link = found.groups()
-        target = PAGES.get(path := f"{folder}/{link}".removeprefix("./"), path)
+        target = PAGES.get(path := posixpath.normpath(f"{folder}/{link}"), path)
         known = (
             path in PAGES
             or target.startswith("docs/")
@@ -93,8 +94,8 @@ def guides() -> dict[str, Path]:
 
 
 def on_config(config: Any) -> Any:
-    """Put the guide page of every system into the navigation, before "Studies"."""
-    place = next((k for k, entry in enumerate(config.nav) if "Studies" in entry), len(config.nav))
+    """Put the guide page of every system into the navigation, before the gallery."""
+    place = next((k for k, entry in enumerate(config.nav) if "Gallery" in entry), len(config.nav))
     config.nav.insert(
         place,
         {"Systems": [{_title(path): f"systems/{name}.md"} for name, path in guides().items()]},
@@ -128,12 +129,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Write formulas as MathML, which browsers show without JavaScript."""
+    """Write formulas as MathML, which browsers show without JavaScript. Pictures load
+    when they come into view.
+    """
     from latex2mathml.converter import convert
 
     def one(found: re.Match[str]) -> str:
-        return convert(
-            html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline"
-        )
+        # The converter does not know the command for "arg".
+        formula = html.unescape(found[3]).strip().replace(r"\arg\min", r"\operatorname{argmin}")
+        if found[2] == "(":
+            return convert(formula)
+        return f'<div class="formula">{convert(formula, display="block")}</div>'
 
-    return FORMULA.sub(one, content)
+    return FORMULA.sub(one, content).replace("<img ", '<img loading="lazy" ')

@@ -1,7 +1,8 @@
 """Write the page `studies.md`: what the studies ask, their pictures, and what each of
 their claims came to at the default size.
 
-`python docs/studies.py` writes the page from the files in `docs/results/`, and
+`python docs/studies.py` writes the page from the files in `docs/results/`, after it has
+stored there what the studies ask, and which stored settings are not the default.
 `python docs/studies.py FOLDER` first takes over the results of `sgfbias reproduce --out
 FOLDER`. `tests/house/test_docs.py` checks that the page agrees with the files.
 """
@@ -20,6 +21,7 @@ from sgfbias.study.registry import find, names
 
 PAGE = Path(__file__).with_name("studies.md")
 RESULTS = Path(__file__).with_name("results")
+QUESTIONS = RESULTS / "questions.json"
 HEAD = """# Studies
 
 A study simulates, compares the result with theory, and ends with claims. A claim names
@@ -50,21 +52,45 @@ def take(folder: Path) -> None:
         shutil.copy(folder / name / "study.png", RESULTS / f"{name}.png")
 
 
+def refresh() -> None:
+    """Store the question of every study there is, and write into the stored results
+    which of their settings are not the default. The page then needs no study.
+    """
+    known = {name: find(name).question for name in names()}
+    QUESTIONS.write_text(json.dumps(known, indent=1) + "\n")
+    for path in filter(Path.exists, (RESULTS / f"{name}.json" for name in known)):
+        report = json.loads(path.read_text())
+        path.write_text(json.dumps(report | {"changed": changed(report)}, indent=1) + "\n")
+
+
+def changed(report: dict[str, Any]) -> dict[str, Any]:
+    """The settings of stored results that are not the default of the study."""
+    default = json.loads(
+        json.dumps(dataclasses.asdict(study_named(report["study"]).Config()), default=str)
+    )
+    return {
+        field: value
+        for field, value in report["config"].items()
+        if field != "study" and default.get(field) != value
+    }
+
+
 def page() -> str:
     """The page, from the stored results."""
     lines = [HEAD, "| study | question | claims |", "| --- | --- | --- |"]
+    questions = json.loads(QUESTIONS.read_text())
     reports = {
         name: json.loads((RESULTS / f"{name}.json").read_text())
-        for name in names()
+        for name in questions
         if (RESULTS / f"{name}.json").exists()
     }
     for name, report in reports.items():
         lines.append(
-            f"| [`{name}`](#{name.replace('.', '')}) | {find(name).question} | "
+            f"| [`{name}`](#{name.replace('.', '')}) | {questions[name]} | "
             f"{_counts(report['claims'])} |"
         )
     for name, report in reports.items():
-        lines += ["", *_section(name, report)]
+        lines += ["", *_section(name, questions[name], report)]
     return "\n".join(lines) + "\n"
 
 
@@ -73,21 +99,16 @@ def _counts(claims: list[dict[str, Any]]) -> str:
     return f"{hold} of {len(claims)} hold"
 
 
-def _section(name: str, report: dict[str, Any]) -> list[str]:
-    default = json.loads(json.dumps(dataclasses.asdict(study_named(name).Config()), default=str))
-    changed = {
-        field: value
-        for field, value in report["config"].items()
-        if field != "study" and default.get(field) != value
-    }
+def _section(name: str, question: str, report: dict[str, Any]) -> list[str]:
+    other = report["changed"]
     return [
         f"## {name}",
         "",
-        find(name).question,
+        question,
         "",
         f"![The picture of the study {name}](results/{name}.png)",
         "",
-        *([f"Settings that are not the default: {changed}.", ""] if changed else []),
+        *([f"Settings that are not the default: {other}.", ""] if other else []),
         "| claim | measured | tolerance | verdict |",
         "| --- | --- | --- | --- |",
         *(
@@ -110,4 +131,5 @@ def _section(name: str, report: dict[str, Any]) -> list[str]:
 if __name__ == "__main__":
     for source in map(Path, sys.argv[1:]):
         take(source)
+    refresh()
     PAGE.write_text(page(), encoding="utf-8")

@@ -7,8 +7,8 @@
 # It uses every main part of sgfbias once: a problem, a network, a flow, `simulate`,
 # `land`, `select` and a picture.
 #
-# You need nothing but `pip install sgfbias`. The notebook takes well under a minute on
-# a laptop.
+# You need the package without extras, `pip install .` in a checkout. The notebook takes
+# well under a minute on a laptop.
 
 # %%
 import jax

@@ -135,8 +135,8 @@ def _summary(entry: Entry) -> str:
     return (
         f'<tr><td><a href="#{name}">{name}</a></td><td>{escape(entry.question)}</td>'
         f'<td class="{"fails" if broken else "holds"}">{escape(verdict)}</td>'
-        f"<td>{escape(_size(entry))}</td>"
-        f'<td class="number">{escape(_seconds(entry))}</td></tr>'
+        f'<td data-name="size">{escape(_size(entry))}</td>'
+        f'<td data-name="time" class="number">{escape(_seconds(entry))}</td></tr>'
     )
 
 
@@ -217,8 +217,9 @@ def _claim(claim: Claim) -> str:
     return (
         f'<tr><td class="{_state(claim)}">{escape(claim.verdict)}{note}</td>'
         f'<td>{escape(claim.statement)}<p class="note">{escape(claim.source)}</p></td>'
-        f"<td>{escape(claim.predicted)}</td><td>{escape(claim.measured)}{reason}</td>"
-        f"<td>{escape(claim.tolerance)}</td></tr>"
+        f'<td data-name="predicted">{escape(claim.predicted)}</td>'
+        f'<td data-name="measured">{escape(claim.measured)}{reason}</td>'
+        f'<td data-name="tolerance">{escape(claim.tolerance)}</td></tr>'
     )
 
 
@@ -264,7 +265,7 @@ img {
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td {
   padding: 0.4rem 0.6rem; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere;
+  border-bottom: 1px solid var(--line); overflow-wrap: break-word;
 }
 thead th { font-weight: 600; color: var(--faint); white-space: nowrap; }
 .claims { font-size: 0.87rem; table-layout: fixed; }
@@ -276,6 +277,7 @@ thead th { font-weight: 600; color: var(--faint); white-space: nowrap; }
 }
 .summary td:nth-child(3) { min-width: 9rem; }
 .pairs { font-size: 0.87rem; }
+.pairs td { overflow-wrap: anywhere; }
 .pairs th { width: 14rem; font-weight: 500; color: var(--faint); }
 .number { text-align: right; }
 .note { color: var(--faint); font-size: 0.82rem; font-weight: 400; }
@@ -291,9 +293,16 @@ pre {
   padding: 0.8rem; overflow-x: auto; background: var(--card); border-radius: 6px;
   font-size: 0.82rem; line-height: 1.4;
 }
+/* On a narrow page the cells of a row stand below each other. */
 @media (max-width: 45rem) {
-  .claims { table-layout: auto; }
   body { padding: 0.8rem; }
-  table { display: block; overflow-x: auto; }
+  thead { display: none; }
+  table, tbody, tr, td, .pairs th { display: block; width: auto; }
+  .summary td:nth-child(n), .claims td { min-width: 0; white-space: normal; }
+  tr { padding: 0.6rem 0; border-bottom: 1px solid var(--line); }
+  td, th { padding: 0.2rem 0.6rem; border: 0; }
+  td:empty { display: none; }
+  td[data-name]::before { content: attr(data-name) ": "; color: var(--faint); }
+  .number { text-align: left; }
 }
 """
