@@ -52,8 +52,8 @@ def scatter(
 
     **Arguments:**
 
-    - `beta`, `zeta`, `residuals`: (d,), (d,), (n,). The landed solution, the metric, and
-      the present residuals.
+    - `beta`, `zeta`, `residuals`: (d,), (d,), (n,). The landed solution, the metric,
+      and the present residuals.
     - `fall`: (d,). The expected fall of log alpha.
     - `scale`: the factor by which the linear equation was corrected.
     - `rest`, `law`: the solution of the equation, and its law.
@@ -90,7 +90,9 @@ def _signs(count: int, dtype: np.dtype) -> Array:
 
 
 def _first_step(X: Array, residuals: Array, law: NoiseLaw) -> Array:
-    """The mean of `a^2` in the next iteration, (d,): half of what log alpha falls by."""
+    """The mean of `a^2` in the next iteration, (d,): half of what log alpha falls
+    by.
+    """
     squares = jnp.square(residuals)
     own = law.feedback(squares) @ jnp.square(X)
     factor = law.drift / (4 * X.shape[0] ** 2) - law.cross

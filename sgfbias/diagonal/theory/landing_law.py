@@ -42,11 +42,13 @@ class Law(NamedTuple):
     - `moments`: the law of the second moments, or None for the mean-loss law, whose
       remaining loss integral has a closed form.
     - `discrete`: whether the offset moves along the run.
+    - `traced`: whether the landing is being traced, so that it may be differentiated.
     """
 
     step_size: Any
     moments: NoiseLaw | None = None
     discrete: bool = False
+    traced: bool = True
 
 
 def law_of(runs: Trajectory) -> Law:
@@ -79,7 +81,9 @@ def law_of(runs: Trajectory) -> Law:
     if isinstance(dynamics, GradientFlow):
         return Law(0.0)
     if isinstance(dynamics, AbstractDescent):
-        return Law(dynamics.step_size, _descent(runs, dynamics), discrete=True)
+        moments = _descent(runs, dynamics)
+        # Without noise log alpha hardly leaves the start of the mean-loss curve.
+        return Law(0.0 if dynamics.batch_size is None else dynamics.step_size, moments, True)
     if not isinstance(dynamics, StochasticGradientFlow):
         raise ValueError(
             f"the remaining shrinkage of {type(dynamics).__name__} is not derived, so its runs "

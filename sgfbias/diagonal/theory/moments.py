@@ -1,4 +1,4 @@
-r"""The second moments of the residuals that are still to come, from one linear equation.
+r"""The second moments of the residuals that are still to come, by a linear equation.
 
 Near convergence the residuals r = X beta - y of a depth-2 diagonal network move
 linearly. With A = X diag(zeta) X^T, zeta = w_+^2 + w_-^2, a cotangent c moves them by
@@ -122,7 +122,8 @@ def _transfer(modes: Modes, f: Array) -> Array:
 
 
 def _with_feedback(modes: Modes, law: NoiseLaw, q: Array) -> tuple[Array, Array, Array]:
-    """Solve `(I - T F) s = q` by conjugate gradients, T the transfer and F the feedback.
+    """Solve `(I - T F) s = q` by conjugate gradients, with the transfer T and the
+    feedback F.
 
     **Returns:** s (n,), the radius, and whether the solution is accurate.
     """
@@ -204,60 +205,79 @@ def _least_ritz_value(lengths: Array, ratios: Array, count: Array) -> Array:
     return (low + high) / 2
 
 
-def remaining_moments(A: Array, residuals: Array, law: NoiseLaw) -> Remaining:
+def remaining_moments(
+    A: Array, residuals: Array, law: NoiseLaw, *, differentiable: bool = True
+) -> Remaining:
     """Solve the module's equation for the present residuals (n,) and the metric A
     (n, n).
 
     J and the energy are differentiable in all arguments, any number of times, by the
-    implicit function theorem.
+    implicit function theorem, unless `differentiable` is False, which compiles faster.
     """
     n = A.shape[0]
     modes = modes_of(A, law)
     lam, V, inverse, stable = modes
     frozen = jax.lax.stop_gradient(law)
+    rest = jax.lax.stop_gradient(V.T @ residuals)
+    alone = inverse * jnp.outer(rest, rest)
+    q, radius, accurate = _with_feedback(modes, frozen, _diagonal(V, alone))
+    there = lam > n * jnp.finfo(A.dtype).eps * lam[-1]
+    reciprocal = jnp.where(there, 1 / jnp.where(there, lam, 1), 0)
+    if differentiable:
+        J = _solve(A, jnp.outer(residuals, residuals), law, modes)
+        dual = jax.lax.custom_linear_solve(
+            lambda w: A @ w, residuals, lambda _, r: V @ (reciprocal * (V.T @ r)), symmetric=True
+        )
+        energy = jnp.vdot(residuals, dual)
+    else:
+        J = V @ (alone + inverse * _fed(modes, law, q)) @ V.T
+        energy = jnp.sum(reciprocal * jnp.square(rest))
+    total = jnp.trace(alone)
+    positive = total > 0
+    return Remaining(
+        J,
+        energy,
+        jnp.where(stable, radius, jnp.inf),
+        stable & accurate & (radius < 1),
+        jnp.where(positive, jnp.sum(q) / jnp.where(positive, total, 1), 1),
+        modes,
+    )
+
+
+def _fed(modes: Modes, law: NoiseLaw, q: Array) -> Array:
+    """The noise `16 A C A` of the diagonal covariance that q (n,) causes, in the
+    eigenvectors of A.
+    """
+    lam, V, *_ = modes
+    return 16 * lam[:, None] * lam[None, :] * ((V.T * law.feedback(q)) @ V)
+
+
+def _solve(A: Array, right: Array, law: NoiseLaw, modes: Modes) -> Array:
+    """The solution J of the equation with the right-hand side `right`, differentiable
+    in A, `right` and `law`.
+    """
+    n = A.shape[0]
+    lam, V, inverse, _ = modes
+    frozen = jax.lax.stop_gradient(law)
     product = lam[:, None] * lam[None, :]
 
     def equation(J: Array) -> Array:
         C = jnp.diag(law.feedback(jnp.diagonal(J))) - law.cross * J
-        return (2 / n) * (A @ J + J @ A) - law.width * (2 / n) ** 2 * (A @ J @ A) - 16 * (A @ C @ A)
+        drift = (2 / n) * (A @ J + J @ A) - law.width * (2 / n) ** 2 * (A @ J @ A)
+        return drift - 16 * (A @ C @ A)
 
     def solution(R: Array) -> Array:
         inner = V.T @ R @ V
         q, *_ = _with_feedback(modes, frozen, _diagonal(V, inverse * inner))
-        added = (V.T * frozen.feedback(q)) @ V
-        return V @ (inverse * (inner + 16 * product * added)) @ V.T
+        return V @ (inverse * (inner + _fed(modes, frozen, q))) @ V.T
 
     def adjoint(R: Array) -> Array:
         inner = V.T @ R @ V
         q, *_ = _with_feedback(modes, frozen, _diagonal(V, product * inverse * inner))
-        added = (V.T * frozen.feedback(q)) @ V
-        return V @ (inverse * (inner + 16 * added)) @ V.T
+        return V @ (inverse * (inner + 16 * ((V.T * frozen.feedback(q)) @ V))) @ V.T
 
-    right = jnp.outer(residuals, residuals)
-    J = jax.lax.custom_linear_solve(
-        equation,
-        right,
-        lambda _, R: solution(R),
-        transpose_solve=lambda _, R: adjoint(R),
-    )
-    there = lam > n * jnp.finfo(A.dtype).eps * lam[-1]
-    reciprocal = jnp.where(there, 1 / jnp.where(there, lam, 1), 0)
-    dual = jax.lax.custom_linear_solve(
-        lambda w: A @ w, residuals, lambda _, r: V @ (reciprocal * (V.T @ r)), symmetric=True
-    )
-    rest = jax.lax.stop_gradient(V.T @ residuals)
-    alone = inverse * jnp.outer(rest, rest)
-    q, radius, accurate = _with_feedback(modes, frozen, _diagonal(V, alone))
-    total = jnp.trace(alone)
-    positive = total > 0
-    gain = jnp.where(positive, jnp.sum(q) / jnp.where(positive, total, 1), 1)
-    return Remaining(
-        J,
-        jnp.vdot(residuals, dual),
-        jnp.where(stable, radius, jnp.inf),
-        stable & accurate & (radius < 1),
-        gain,
-        modes,
+    return jax.lax.custom_linear_solve(
+        equation, right, lambda _, R: solution(R), transpose_solve=lambda _, R: adjoint(R)
     )
 
 
