@@ -26,7 +26,7 @@ def program():
 
 
 class Wire:
-    """The client's end of a WebSocket (RFC 6455) to this machine: whole text messages."""
+    """The client's end of a WebSocket (RFC 6455), for whole text messages."""
 
     def __init__(self, url, *, seconds=60):
         place = urllib.parse.urlsplit(url)

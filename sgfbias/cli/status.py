@@ -32,8 +32,8 @@ class StatusCommand:
     it in a browser: it loads itself anew until the sweep is finished.
     """
     watch: bool = False
-    """With --html: write the page again and again, until the sweep is finished or Ctrl-C
-    is pressed.
+    """With --html: write the page again and again, until the sweep is finished or
+    Ctrl-C is pressed.
     """
     interval: float = 5.0
     """Seconds between two versions of the page."""

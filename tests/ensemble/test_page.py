@@ -69,7 +69,7 @@ def test_the_page_says_what_the_store_says_and_ends_its_refreshing(tmp_path, cap
     read, there = told(path), status(path)
     assert read.refresh is None
     assert "finished" in read.words
-    assert there["failed"] and there["diverged"]
+    assert min(there["failed"], there["diverged"]) > 0
     for cell in there["cells"]:
         row = next(r for r in read.rows if r and r[0] == f"a = {cell['point']['a']:.4g}")
         counts = f"{cell['runs']} of {cell['runs']}"
