@@ -51,7 +51,10 @@ COMMANDS = {
     ),
     "show": ("show", "Print the claims or results in a store, and draw its picture again."),
     "cite": ("cite", "Print the BibTeX entries to cite for a study or a store."),
-    "explore": ("explore", "Open a page with sliders and live pictures, on this machine only, or export one."),
+    "explore": (
+        "explore",
+        "Open a page with sliders and live pictures, on this machine only, or export one.",
+    ),
     "new": ("new", "Write a new system or a new study to start from."),
     "bench": (
         "bench",
