@@ -53,7 +53,7 @@ COMMANDS = {
     "cite": ("cite", "Print the BibTeX entries to cite for a study or a store."),
     "explore": (
         "explore",
-        "Open a page with sliders and live pictures, on this machine only, or export one.",
+        "Open a page with sliders and live pictures, on this machine only; or export one.",
     ),
     "new": ("new", "Write a new system or a new study to start from."),
     "bench": (
