@@ -5,6 +5,7 @@ anew, is read from disk without any other file, and fits a phone.
 import contextlib
 import html.parser
 import re
+import time
 
 import chromium
 import pytest
@@ -144,3 +145,22 @@ def test_a_browser_shows_the_page_and_it_changes_by_itself(tmp_path):
         colour = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         assert max(map(int, re.findall(r"\d+", colour)[:3])) < 64
         assert tab.errors == []
+
+
+def test_a_watch_writes_until_the_sweep_is_finished(tmp_path, monkeypatch, capsys):
+    """Between two parts of a sweep it waits; the second part runs while it does."""
+    path, waits = tmp_path / "runs.zarr", []
+    sweep().run(path, share=(0, 2))
+
+    def wait(seconds):
+        waits.append(seconds)
+        read = Words(path.with_suffix(".html").read_text())
+        assert (read.refresh, "not running" in read.words) == ("3", True)
+        monkeypatch.undo()
+        sweep().run(path, share=(1, 2))
+
+    monkeypatch.setattr(time, "sleep", wait)
+    assert cli.main(["status", str(path), "--html", "--watch", "--interval", "3"]) == 0
+    assert waits == [3.0]
+    assert Words(path.with_suffix(".html").read_text()).refresh is None
+    assert capsys.readouterr().out.count("page: file://") == 1
