@@ -23,6 +23,7 @@ import sgfbias as sgf
 from sgfbias.diagonal.potential import potential
 from sgfbias.study.plotting import COLOURS, band, line, tidy
 
+sgf.keep_compiled()  # on disk, so the next run need not compile again
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]

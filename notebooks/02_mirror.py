@@ -18,6 +18,7 @@ import numpy as np
 import sgfbias as sgf
 from sgfbias.study.plotting import COLOURS, tidy
 
+sgf.keep_compiled()  # on disk, so the next run need not compile again
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]

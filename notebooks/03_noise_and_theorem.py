@@ -20,6 +20,7 @@ import sgfbias as sgf
 from sgfbias.diagonal.theory.selection import select_many
 from sgfbias.study.plotting import tidy
 
+sgf.keep_compiled()  # on disk, so the next run need not compile again
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]

@@ -27,6 +27,7 @@ from sgfbias.diagonal.potential import potential
 from sgfbias.ensemble.status import status
 from sgfbias.study.plotting import tidy
 
+sgf.keep_compiled()  # on disk, so the next run need not compile again
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]

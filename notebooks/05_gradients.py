@@ -22,6 +22,7 @@ import optax
 import sgfbias as sgf
 from sgfbias.study.plotting import tidy
 
+sgf.keep_compiled()  # on disk, so the next run need not compile again
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]

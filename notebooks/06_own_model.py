@@ -17,6 +17,7 @@ import numpy as np
 import sgfbias as sgf
 from sgfbias.study.plotting import COLOURS, band, line, tidy
 
+sgf.keep_compiled()  # on disk, so the next run need not compile again
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]

@@ -27,6 +27,7 @@ import sgfbias as sgf
 from sgfbias.core.tiles import tile_size
 from sgfbias.study.plotting import COLOURS, tidy
 
+sgf.keep_compiled()  # on disk, so the next run need not compile again
 plt.rcParams["figure.dpi"] = 80
 
 # %% [markdown]

@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 )
+# Commands that the tests start write nothing into the user's folder for caches.
+os.environ.setdefault("SGFBIAS_KEEP_COMPILED", "0")
 
 import hypothesis
 import jax

@@ -16,6 +16,7 @@ import sys
 import typing
 from typing import Annotated, Any
 
+from sgfbias.core.kept import keep_compiled
 from sgfbias.core.names import did_you_mean
 from sgfbias.core.provenance import version
 
@@ -50,7 +51,10 @@ COMMANDS = {
     ),
     "show": ("show", "Print the claims or results in a store, and draw its picture again."),
     "cite": ("cite", "Print the BibTeX entries to cite for a study or a store."),
-    "explore": ("explore", "Open a page with sliders and live pictures, on this machine only."),
+    "explore": (
+        "explore",
+        "Open a page with sliders and live pictures, on this machine only; or export one.",
+    ),
     "new": ("new", "Write a new system or a new study to start from."),
     "bench": (
         "bench",
@@ -94,7 +98,10 @@ def _main(arguments: list[str]) -> int:
     from sgfbias.ensemble.driver import SweepInterrupted
 
     try:
-        status = parse(arguments).run()
+        command = parse(arguments)
+        if arguments[0] != "bench":  # which measures how long compilation takes
+            keep_compiled()
+        status = command.run()
         sys.stdout.flush()  # while an error can still be told
         return status
     except SweepInterrupted as error:

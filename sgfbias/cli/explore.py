@@ -1,13 +1,19 @@
-"""`sgfbias explore`: serves an interactive page that only this machine can reach."""
+"""`sgfbias explore`: serves an interactive page that only this machine can reach, or
+exports one that needs no server.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import errno
+import http.server
+import importlib
 import importlib.util
-import os
+import json
 import socket
+import sys
+import traceback
 import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +21,10 @@ from typing import Annotated, Any
 import tyro
 
 from sgfbias.cli import parsed
-from sgfbias.study.registry import places
+from sgfbias.study.registry import PACKAGE, places
 
 HOST = "127.0.0.1"
+LONGEST = 10_000  # bytes of a question to the server
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,32 +42,38 @@ class ExploreCommand:
     """Port of the server at 127.0.0.1; 0 takes any free port."""
     browser: bool = True
     """Open the page in a browser; otherwise only print the address."""
+    export: Path | None = None
+    """Write a page to this file instead, for example page.html. It has the pictures of
+    a grid of values inside and needs neither a server nor Python.
+    """
     verbose: bool = False
     """Also print the log of the server, and the traceback of an error."""
 
     def run(self) -> int:
-        """Serve the page until Ctrl-C, which ends the process with exit status 0.
+        """Serve the page until Ctrl-C, which ends the process with exit status 0; or
+        write the exported page.
 
-        **Raises:** `ValueError` if marimo is not installed, if there is no such page,
-        or if the port is taken or out of range.
+        **Raises:** `ValueError` if there is no such page, or if the port is taken or
+        out of range; `OSError` if the file of the exported page cannot be written.
         """
-        if importlib.util.find_spec("marimo") is None:
-            raise ValueError(
-                "the explorer needs marimo; install it with pip install 'sgfbias[explore]'"
-            )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port must be between 0 and 65535, but is {self.port}")
-        page = _page(self.system)
+        app = _app(self.system)
+        if self.export is not None:
+            return _export(app, self.export)
         with _listen(self.port) as listener:
+            server = _server(listener, app, verbose=self.verbose)
             url = f"http://{HOST}:{listener.getsockname()[1]}"
-            server = _server(page, url, self)
-            # At Ctrl-C the server closes its connections, and then raises this.
+            print(
+                f"sgfbias: the explorer runs at {url} (this machine only); stop it with Ctrl-C",
+                flush=True,
+            )
+            if self.browser:
+                webbrowser.open(url)
             with contextlib.suppress(KeyboardInterrupt):
-                server.run(sockets=[listener])
+                server.serve_forever()
         print("\nsgfbias: the explorer has stopped", flush=True)
-        # The sessions of the page leave threads that would delay an ordinary exit for
-        # minutes.
-        os._exit(0)
+        return 0
 
 
 def parse(arguments: list[str]) -> ExploreCommand:
@@ -68,21 +81,45 @@ def parse(arguments: list[str]) -> ExploreCommand:
     return parsed(ExploreCommand, "explore", arguments)
 
 
-def _page(system: str | None) -> Path:
-    """Path of the page of a system: `explore/app.py` in the system's folder."""
-    pages = {name: folder.parent / "explore" / "app.py" for name, folder in places().items()}
-    pages = {name: page for name, page in pages.items() if page.is_file()}
-    if system is None and len(pages) == 1:
-        return next(iter(pages.values()))
-    if system not in pages:
+def _app(system: str | None) -> Any:
+    """The module `explore.app` of a system, with the functions `live`, `answer` and
+    `export`.
+    """
+    known = {name: folder.parent / "explore" / "app.py" for name, folder in places().items()}
+    known = {name: path for name, path in known.items() if path.is_file()}
+    if system is None and len(known) == 1:
+        system = next(iter(known))
+    if system is None or system not in known:
         asked = (
             "name the system to explore"
             if system is None
             else f"there is no page to explore for a system {system!r}"
         )
-        known = ", ".join(pages) or "none"
-        raise ValueError(f"{asked}: sgfbias explore NAME; the systems with a page are: {known}")
-    return pages[system]
+        raise ValueError(
+            f"{asked}: sgfbias explore NAME; the systems with a page are: "
+            f"{', '.join(known) or 'none'}"
+        )
+    path = known[system]
+    if path.parents[2] == PACKAGE:
+        return importlib.import_module(f"sgfbias.{system}.explore.app")
+    spec = importlib.util.spec_from_file_location(f"{system}_explore", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+def _export(app: Any, target: Path) -> int:
+    """Write the exported page, after a try whether the file can be written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    part.write_text("")
+    try:
+        part.write_text(app.export(), encoding="utf-8")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"page: {target.absolute().as_uri()}")
+    return 0
 
 
 def _listen(port: int) -> socket.socket:
@@ -103,25 +140,58 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def _server(page: Path, url: str, command: ExploreCommand) -> Any:
-    import marimo
-    import uvicorn
+def _server(listener: socket.socket, app: Any, *, verbose: bool) -> http.server.HTTPServer:
+    """A server of the page at `/`, and of pictures at `/picture`, to which the page
+    posts the values of its controls.
+    """
+    port = listener.getsockname()[1]
 
-    site = (
-        marimo.create_asgi_app(quiet=not command.verbose, include_code=False)
-        .with_app(path="/", root=str(page))
-        .build()
-    )
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/":
+                self._reply(200, "text/html; charset=utf-8", app.live())
+            else:
+                self._reply(404, "text/plain", "there is only the page /")
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            print(
-                f"sgfbias: the explorer runs at {url} (this machine only); stop it with Ctrl-C",
-                flush=True,
-            )
-            if command.browser:
-                webbrowser.open(url)
+        def do_POST(self) -> None:
+            # A page of another site that finds this port must not make us compute.
+            origin = self.headers.get("Origin")
+            if self.path != "/picture" or origin not in (None, f"http://{self.headers['Host']}"):
+                return self._reply(403, "text/plain", "only the page asks for pictures")
+            try:
+                length = int(self.headers.get("Content-Length") or 0)
+                if not 0 < length <= LONGEST:
+                    raise ValueError(f"the question has {length} bytes")
+                values = json.loads(self.rfile.read(length))
+                if not isinstance(values, dict):
+                    raise ValueError(f"the question must be an object, but is {values!r}")
+                found = app.answer(values)
+            except ValueError as error:
+                found = {"error": str(error)}
+            except Exception as error:  # the page says it, and goes on
+                traceback.print_exc() if verbose else print(f"sgfbias: {error}", file=sys.stderr)
+                found = {"error": f"{type(error).__name__}: {error}"}
+            self._reply(200, "application/json", json.dumps(found, allow_nan=False))
 
-    level = "info" if command.verbose else "error"
-    return Server(uvicorn.Config(site, log_level=level, timeout_graceful_shutdown=2))
+        def _reply(self, status: int, kind: str, text: str) -> None:
+            hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
+            if self.headers.get("Host") not in hosts:
+                status, kind, text = 403, "text/plain", "only this machine is answered"
+            body = text.encode()
+            # A browser may leave before its answer is there.
+            with contextlib.suppress(ConnectionError):
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Cache-Control", "no-store")
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *words: Any) -> None:
+            if verbose:
+                super().log_message(format, *words)
+
+    server = http.server.ThreadingHTTPServer((HOST, port), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    return server

@@ -1,10 +1,11 @@
-"""`sgfbias status`: prints the progress of a sweep."""
+"""`sgfbias status`: prints the progress of a sweep, or writes a page that shows it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,18 +27,62 @@ class StatusCommand:
     """Path of the store of a sweep, as written by `sgfbias sweep`."""
     format: Literal["table", "json"] = "table"
     """Print a table, or one JSON object."""
+    html: bool = False
+    """Write a page about the progress beside the store (for runs.zarr: runs.html). Open
+    it in a browser: it loads itself anew until the sweep is finished.
+    """
+    watch: bool = False
+    """With --html: write the page again and again, until the sweep is finished or
+    Ctrl-C is pressed.
+    """
+    interval: float = 5.0
+    """Seconds between two versions of the page."""
     verbose: bool = False
     """Print all cells, and the traceback of an error."""
 
     def run(self) -> int:
-        """Print the status."""
+        """Print the status, or write the page.
+
+        **Raises:** `ValueError` if --watch is given without --html or the interval is
+        not positive, `StoreError` if there is no sweep, `OSError` if the page cannot be
+        written.
+        """
         from sgfbias.ensemble.status import status
 
+        if self.watch and not self.html:
+            raise ValueError("--watch writes a page again and again: give it with --html")
+        if not 0 < self.interval < float("inf"):
+            raise ValueError(
+                f"--interval must be a positive number of seconds, but is {self.interval}"
+            )
+        if self.html:
+            return self._page()
         state = status(self.store)
         if self.format == "json":
             print(json.dumps(state, indent=1))
         else:
             print_status(state, every=self.verbose)
+        return 0
+
+    def _page(self) -> int:
+        """Write the page, once or until the sweep is finished."""
+        from sgfbias.ensemble import page
+        from sgfbias.ensemble.status import status, status_lines
+
+        target = self.store.absolute().with_name(self.store.name.removesuffix(".zarr") + ".html")
+        try:
+            while True:
+                state = status(self.store)
+                new = not target.exists()
+                page.write(state, target, refresh=self.interval)
+                if new or not self.watch:
+                    print(f"page: {target.as_uri()}", flush=True)
+                if not self.watch or page.finished(state):
+                    break
+                time.sleep(self.interval)
+        except KeyboardInterrupt:
+            print()
+        print(status_lines(state)[0])
         return 0
 
 

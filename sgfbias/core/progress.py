@@ -31,9 +31,10 @@ class Reporter:
 
 
 class _Bar(Reporter):
-    """A progress bar in the terminal, drawn by rich."""
+    """A progress bar in a terminal or a notebook, drawn by rich; elsewhere nothing."""
 
     def __init__(self):
+        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -51,7 +52,10 @@ class _Bar(Reporter):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, transient=True)
+        console = Console()
+        # Without a terminal, rich would print an empty line at the end.
+        seen = console.is_terminal or console.is_jupyter
+        self._bar = Progress(*columns, console=console, transient=True, disable=not seen)
         self._task = self._bar.add_task("simulate", total=None)
         super().__init__(
             lambda done, total: self._bar.update(self._task, completed=done, total=total)

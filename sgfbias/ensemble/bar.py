@@ -34,9 +34,8 @@ def shown(progress: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     columns = (
         TextColumn("sweep"),
-        BarColumn(),
+        BarColumn(bar_width=8),  # the words need the other columns of a narrow terminal
         MofNCompleteColumn(),
-        TextColumn("chunks"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[more]}"),
     )
@@ -44,13 +43,18 @@ def shown(progress: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
         task = bar.add_task("sweep", total=None, more="")
 
         def show(state: dict[str, Any]) -> None:
-            more = (
-                f"{state['rate']:,.0f} runs/s, {in_words(state['seconds_left'])} left, "
-                f"{state['diverged']:,} diverged, {state['failed']:,} failed"
+            bar.update(
+                task, total=state["chunks"], completed=state["chunks_done"], more=words(state)
             )
-            bar.update(task, total=state["chunks"], completed=state["chunks_done"], more=more)
 
         yield show
+
+
+def words(state: dict[str, Any]) -> str:
+    """The speed and the time left, and how many runs diverged or failed if any did."""
+    parts = [f"{state['rate']:,.0f} runs/s", f"{in_words(state['seconds_left'])} left"]
+    parts += [f"{state[name]:,} {name}" for name in ("diverged", "failed") if state[name]]
+    return ", ".join(parts)
 
 
 def in_words(seconds: float | None) -> str:

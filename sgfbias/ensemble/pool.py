@@ -12,13 +12,18 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from sgfbias.core.kept import keep_in, kept
 
-def begin() -> None:
+
+def begin(folder: str | None = None) -> None:
     """Prepare a worker process: ignore interrupts, and end when the parent process
     ends.
 
-    Interrupts are handled by the process that gives out the work.
+    Interrupts are handled by the process that gives out the work. The folder in which
+    that process keeps compiled programs is `folder`, or None.
     """
+    if folder is not None:
+        keep_in(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -61,7 +66,10 @@ def _make(workers: int) -> ProcessPoolExecutor:
     unknown state.
     """
     return ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=begin
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=begin,
+        initargs=(kept(),),
     )
 
 

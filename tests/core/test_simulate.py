@@ -430,3 +430,8 @@ def test_what_is_remembered_of_tracing_depends_on_all_that_shapes_depend_on():
     with jax.enable_x64(False):
         assert shapes_of(jnp.linspace, 0.0, 1.0).dtype == jnp.float32
     assert [shapes_of(lambda x, k=k: jnp.zeros(k), x).shape for k in (1, 2)] == [(1,), (2,)]
+
+
+def test_a_bar_without_a_terminal_prints_nothing(capsys):
+    sgf.simulate(FLOW, network(), small_problem(), keys=sgf.seeds(0, 2), steps=4, progress=True)
+    assert capsys.readouterr() == ("", "")

@@ -22,6 +22,7 @@ import xarray as xr
 
 import sgfbias as sgf
 from sgfbias import cli
+from sgfbias.core import kept
 from sgfbias.ensemble.status import status
 from sgfbias.ensemble.store import Store
 
@@ -421,3 +422,9 @@ def test_dask_on_the_command_line_with_a_cell_that_fails(
     np.testing.assert_array_equal(runs["runs_done"], [150, 0, 150])
     np.testing.assert_array_equal(runs["value"][::2], undisturbed["value"][::2])
     assert not {os.getpid()} & experiments.processes("log")
+
+
+def test_worker_processes_keep_compiled_programs_where_their_parent_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(kept, "_place", str(tmp_path))
+    with sgf.processes(1)() as pool:
+        assert pool.submit(kept.kept).result(120) == str(tmp_path)

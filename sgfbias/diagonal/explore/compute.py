@@ -16,13 +16,14 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.brownian import seeds
+from sgfbias.core.descent import StochasticGradientDescent
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import LabelNoise, MeanLossNoise
 from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
 from sgfbias.core.trajectory import Status
 from sgfbias.diagonal.network import DiagonalNetwork
-from sgfbias.diagonal.potential import potential, u_from
+from sgfbias.diagonal.potential import u_from
 from sgfbias.diagonal.problem import SparseRegression
 from sgfbias.diagonal.theory.curve import solution_curve
 from sgfbias.diagonal.theory.fibre import outside_row_space
@@ -151,10 +152,25 @@ class Runs:
 
 
 @dataclasses.dataclass(frozen=True)
+class Paths:
+    """Runs that are not landed, in NumPy.
+
+    - `times`: (times,). Flow times of the records.
+    - `loss`, `validation`: (seeds, times). NaN for a seed that diverged.
+    """
+
+    times: np.ndarray
+    loss: np.ndarray
+    validation: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Explored:
     """Everything that is shown for one config, in NumPy.
 
     - `runs`: the runs of the seeds (one run without noise).
+    - `sgd`: SGD itself, with as many seeds; None where no batch size has the noise of
+      the config, see `batch_size`.
     - `descent`: the gradient flow.
     - `predicted`: (seeds, d). The solution of the selection program at the alpha that
       the theorem gives for the loss integral of each seed.
@@ -168,6 +184,7 @@ class Explored:
 
     config: ExploreConfig
     runs: Runs
+    sgd: Paths | None
     descent: Runs
     predicted: np.ndarray
     beta_star: np.ndarray
@@ -233,6 +250,7 @@ def explore(config: ExploreConfig) -> Explored:
         return Explored(
             config=config,
             runs=runs,
+            sgd=_sgd(config, problem, network),
             descent=descent,
             predicted=np.where(known[:, None], predicted, np.nan),
             beta_star=beta_star,
@@ -246,6 +264,15 @@ def explore(config: ExploreConfig) -> Explored:
             gap_start=gap_start,
             seconds=time.perf_counter() - started,
         )
+
+
+def batch_size(config: ExploreConfig) -> int | None:
+    """The batch size b for which SGD has the noise of the config, whose variance is 1/b
+    of that of batches of 1. None with label noise, without noise, or if there is none.
+    """
+    b = round(1 / config.strength)
+    fits = config.noise == "mean-loss" and b >= 1 and abs(b * config.strength - 1) < 1e-9
+    return b if fits and b <= config.n else None
 
 
 def notes(explored: Explored) -> list[str]:
@@ -338,31 +365,6 @@ def weights_gap(
     return outside(effective), outside(start)
 
 
-@eqx.filter_jit
-def _potential(size: Array, log_alpha: Array) -> Array:
-    return jax.vmap(lambda b: potential(b[None], log_alpha[None]))(size)
-
-
-def unit_ball(alpha: float, *, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """The level set of phi_alpha in two dimensions through (1, 0), as a closed curve x,
-    y. It is a diamond as alpha -> 0 and a circle as alpha -> infinity.
-    """
-    # phi is a sum over coordinates, so the curve is g(x) + g(y) = g(1). It is solved
-    # for y >= x, where g is steep, and then reflected.
-    size = np.linspace(0, 1, 2001)
-    with jax.enable_x64(True):
-        g = np.asarray(_potential(jnp.asarray(size), jnp.log(jnp.asarray(alpha, jnp.float64))))
-    g = g - g[0]
-    x = np.linspace(0, np.interp(g[-1] / 2, g, size), points)
-    y = np.interp(g[-1] - np.interp(x, size, g), g, size)
-    eighth = np.stack([x, y])
-    # The quarter from (0, 1) to (1, 0).
-    quarter = np.concatenate([eighth, eighth[::-1, ::-1]], axis=1)
-    half = np.concatenate([quarter, (quarter * [[1], [-1]])[:, ::-1]], axis=1)
-    x, y = np.concatenate([half, (half * [[-1], [1]])[:, ::-1]], axis=1)
-    return x, y
-
-
 def _descent(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> Runs:
     """The gradient flow. Its alpha does not change, so one solve gives its limit."""
     runs = simulate(
@@ -398,6 +400,28 @@ def _mean_loss(config: ExploreConfig, problem: SparseRegression, network: Diagon
         record=Record(times=TIMES),
     )
     return _runs(np.asarray(runs.times), runs.series, runs.final, runs.diverged, land(runs))
+
+
+def _sgd(
+    config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork
+) -> Paths | None:
+    batch = batch_size(config)
+    if batch is None:
+        return None
+    runs = simulate(
+        StochasticGradientDescent(config.step_size, batch),
+        network,
+        problem,
+        keys=seeds(0, config.seeds),
+        steps=config.steps,
+        record=Record(times=TIMES),
+    )
+    bad = np.asarray(runs.diverged)[:, None]
+    loss, validation = (
+        np.where(bad, np.nan, np.asarray(runs.series[name], np.float64))
+        for name in ("loss", "validation_error")
+    )
+    return Paths(np.asarray(runs.times), loss, validation)
 
 
 def _label(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> Runs:

@@ -1,5 +1,5 @@
 """A page in headless Chromium, controlled through the DevTools protocol over a
-WebSocket (`websockets` is a dependency of marimo).
+WebSocket. It needs nothing but Chromium.
 """
 
 import base64
@@ -8,9 +8,12 @@ import itertools
 import json
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -22,21 +25,68 @@ def program():
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
+class Wire:
+    """The client's end of a WebSocket (RFC 6455), for whole text messages."""
+
+    def __init__(self, url, *, seconds=60):
+        place = urllib.parse.urlsplit(url)
+        self.socket = socket.create_connection((place.hostname, place.port), timeout=seconds)
+        key = base64.b64encode(os.urandom(16)).decode()
+        self.socket.sendall(
+            f"GET {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n"
+            "Sec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        self.file = self.socket.makefile("rb")
+        assert b" 101 " in self.file.readline()
+        while self.file.readline().strip():
+            pass
+
+    def send(self, text):
+        # A client masks what it sends; a mask of zeros changes nothing.
+        body = text.encode()
+        length = (
+            struct.pack("!B", 0x80 | len(body))
+            if len(body) < 126
+            else struct.pack("!BH", 0x80 | 126, len(body))
+            if len(body) < 2**16
+            else struct.pack("!BQ", 0x80 | 127, len(body))
+        )
+        self.socket.sendall(b"\x81" + length + bytes(4) + body)
+
+    def recv(self):
+        """The next message; frames that are no text, such as pings, are passed over."""
+        message = b""
+        while True:
+            first, length = self.file.read(2)
+            if length in (126, 127):
+                length = int.from_bytes(self.file.read(2 if length == 126 else 8), "big")
+            body = self.file.read(length)
+            if first & 0x0F < 3:
+                message += body
+                if first & 0x80:
+                    return message.decode()
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+
 class Page:
     """One tab. `evaluate` runs JavaScript, `press` presses a key, `screenshot` saves a
     picture, and `errors` collects the errors of the console and uncaught exceptions.
     """
 
-    def __init__(self, socket):
-        self.socket, self.numbers, self.errors = socket, itertools.count(1), []
+    def __init__(self, wire):
+        self.wire, self.numbers, self.errors = wire, itertools.count(1), []
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
     def call(self, method, **params):
         number = next(self.numbers)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        self.wire.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self.socket.recv(timeout=60))
+            message = json.loads(self.wire.recv())
             self._listen(message)
             if message.get("id") == number:
                 assert "error" not in message, message
@@ -95,8 +145,6 @@ class Page:
 @contextlib.contextmanager
 def open_page(url, *, size=(1600, 1300)):
     """A headless Chromium with one tab at `url`."""
-    from websockets.sync.client import connect
-
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = [
             "--headless=new",
@@ -129,8 +177,8 @@ def open_page(url, *, size=(1600, 1300)):
             port = place.read_text().splitlines()[0]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
                 tab = next(t for t in json.load(answer) if t["type"] == "page")
-            with connect(tab["webSocketDebuggerUrl"], max_size=None, open_timeout=60) as socket:
-                page = Page(socket)
+            with contextlib.closing(Wire(tab["webSocketDebuggerUrl"])) as wire:
+                page = Page(wire)
                 page.call("Page.navigate", url=url)
                 yield page
         finally:
