@@ -29,17 +29,18 @@ from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.potential import beta_from, bregman_from, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
 from sgfbias.diagonal.rows import Rows, backward_error, rows_of
-from sgfbias.diagonal.theory.certificate import Selection, factor_psd, solver_tolerance
-from sgfbias.diagonal.theory.landing_curve import MAX_NUMBERS, Points, places, solve_nearby
+from sgfbias.diagonal.theory.certificate import Selection, solver_tolerance
+from sgfbias.diagonal.theory.landing_curve import (
+    MAX_NUMBERS,
+    Points,
+    places,
+    solve_closely,
+    solve_nearby,
+)
 from sgfbias.diagonal.theory.landing_error import Scatter, scatter
 from sgfbias.diagonal.theory.landing_law import Law, law_of
 from sgfbias.diagonal.theory.moments import remaining_moments, shrinkage
-from sgfbias.diagonal.theory.selection import certify, hessian, solve_tile
-
-
-# How often the Hessian of a seed that is not on the mean-loss curve is factorised again
-# before the seed is solved by a continuation of its own.
-ROUNDS = 4
+from sgfbias.diagonal.theory.selection import certify, solve_tile
 
 
 class Landing(eqx.Module):
@@ -272,31 +273,6 @@ def _prepare(network: DiagonalNetwork, ends: Any) -> _Run:
     return _Run(jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged)
 
 
-def _solve_closely(
-    rows: Rows, run: _Run, start: Any, b: Array, accuracy: Any, tolerance: Any
-) -> Any:
-    """`solve_nearby` for seeds that are not exactly on the curve: where the factor of a
-    neighbouring point is not close enough, that of the seed's own Hessian follows.
-    """
-    X = rows.rows
-
-    def solve(mu: Array, factor: Array) -> tuple[Array, Array, Array]:
-        return solve_nearby((X, b), run.log_alpha, run.offset, mu, factor, accuracy, tolerance)
-
-    def again(state: Any) -> Any:
-        mu, count, _, rounds = state
-        u = 4 * (mu @ X) + run.offset
-        factor = jax.vmap(lambda xi: factor_psd(hessian(X, xi)))(xi_from(run.log_alpha, u))
-        mu, more, solved = solve(mu, factor)
-        return mu, count + more, solved, rounds + 1
-
-    return jax.lax.while_loop(
-        lambda state: ~jnp.all(state[2]) & (state[3] < ROUNDS),
-        again,
-        (*solve(*start), jnp.int32(0)),
-    )[:3]
-
-
 @eqx.filter_jit
 def _near_tile(
     problem: SparseRegression,
@@ -314,15 +290,15 @@ def _near_tile(
     ends, place = tile
     run = _prepare(network, ends)
     b, accuracy = rows.targets(problem.y), rows.tolerance(tolerance)
+    # Only the mean-loss law keeps seeds on the curve.
+    solve = solve_nearby if law.moments is None else solve_closely
     mu, slope, factor = place.start(points)
-    mu, count, solved = (
-        solve_nearby((rows.rows, b), run.log_alpha, run.offset, mu, factor, accuracy, tolerance)
-        if law.moments is None
-        else _solve_closely(rows, run, (mu, factor), b, accuracy, tolerance)
+    mu, count, solved = solve(
+        (rows.rows, b), run.log_alpha, run.offset, mu, factor, accuracy, tolerance
     )
     rest = _rest_tile(problem, rows, law, run, mu, tolerance)
     ahead = mu + slope * jnp.where(rest.known, rest.remaining, 0)[:, None]
-    there, steps, again = solve_nearby(
+    there, steps, again = solve(
         (rows.rows, b), rest.log_alpha, run.offset, ahead, factor, accuracy, tolerance
     )
     result = _report(

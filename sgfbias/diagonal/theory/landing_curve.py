@@ -35,6 +35,8 @@ DIGITS = 2**5  # The points are loss integrals of five binary digits.
 GROUP = 8
 MAX_NUMBERS = 2**24  # largest size of the factors that a tile of seeds holds, in numbers
 MAX_STEPS = 30
+# How often the Hessian of a seed off the curve is factorised again.
+ROUNDS = 4
 
 
 class Points(NamedTuple):
@@ -223,3 +225,35 @@ def solve_nearby(
     )
     nu, error, _, _, steps = jax.lax.while_loop(unfinished, advance, start)
     return nu, steps, error <= tolerance
+
+
+@jax.jit
+def solve_closely(
+    equations: tuple[Array, Array],
+    log_alpha: Array,
+    offset: Array,
+    nu: Array,
+    factor: Array,
+    accuracy: Any,
+    tolerance: Any,
+) -> tuple[Array, Array, Array]:
+    """`solve_nearby` for seeds that are close to the curve and not on it. Where the
+    factor of a neighbouring point is not close enough, the seed's own Hessian is
+    factorised, up to four times.
+    """
+    X = equations[0]
+
+    def solve(nu: Array, factor: Array) -> tuple[Array, Array, Array]:
+        return solve_nearby(equations, log_alpha, offset, nu, factor, accuracy, tolerance)
+
+    def again(state: Any) -> Any:
+        nu, count, _, rounds = state
+        xi = xi_from(log_alpha, 4 * (nu @ X) + offset)
+        nu, more, solved = solve(nu, jax.vmap(lambda own: factor_psd(hessian(X, own)))(xi))
+        return nu, count + more, solved, rounds + 1
+
+    return jax.lax.while_loop(
+        lambda state: ~jnp.all(state[2]) & (state[3] < ROUNDS),
+        again,
+        (*solve(nu, factor), jnp.int32(0)),
+    )[:3]
