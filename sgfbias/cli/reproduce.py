@@ -27,7 +27,8 @@ class ReproduceCommand:
 
     Each study gets a subfolder of its own, and the page is index.html.
 
-    If the command is run again, it keeps finished studies and runs the missing ones.
+    If the command is run again, it keeps finished studies and runs the missing ones. To
+    run a study with other options, use `sgfbias run NAME`.
     """
 
     studies: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -36,6 +37,8 @@ class ReproduceCommand:
     """Folder for the page and for one subfolder per study."""
     paper: bool = False
     """Use the published size of each study that has one."""
+    quick: bool = False
+    """Use a size that takes some seconds for each study."""
     overwrite: bool = False
     """Run finished studies again, and replace their results."""
     verbose: bool = False
@@ -47,9 +50,15 @@ class ReproduceCommand:
         **Returns:** the exit status: 1 if a claim that must hold fails, otherwise 2 if
         a study could not be run, otherwise 0.
         """
-        studies = [study_named(name) for name in self.studies or names()]
+        if self.paper and self.quick:
+            raise ValueError("give --paper or --quick, but not both")
         return reproduce(
-            studies, self.out, paper=self.paper, overwrite=self.overwrite, verbose=self.verbose
+            [study_named(name) for name in self.studies or names()],
+            self.out,
+            paper=self.paper,
+            quick=self.quick,
+            overwrite=self.overwrite,
+            verbose=self.verbose,
         )
 
 
@@ -63,6 +72,7 @@ def reproduce(
     out: Path,
     *,
     paper: bool = False,
+    quick: bool = False,
     overwrite: bool = False,
     verbose: bool = False,
 ) -> int:
@@ -73,17 +83,25 @@ def reproduce(
     - `studies`: the studies.
     - `out`: the folder.
     - `paper`: whether to use the published size of each study that has one.
+    - `quick`: whether to use a size that takes some seconds for each study.
     - `overwrite`: whether to run finished studies again.
     - `verbose`: whether to print each stage, and the tracebacks of errors.
 
     **Returns:** the exit status of `ReproduceCommand.run`.
     """
     claim_failed = did_not_run = False
+    print(_plan(studies, paper=paper, quick=quick), flush=True)
     for study in studies:
         name = study.name
         folder = out / name
         try:
-            config = study.paper if paper and study.has_paper else study.Config()
+            config = (
+                study.quick
+                if quick
+                else study.paper
+                if paper and study.has_paper
+                else study.Config()
+            )
             state, found = _one(study, config, folder, overwrite, verbose)
         except SweepInterrupted:
             raise  # The user asked to stop; the study itself did not fail.
@@ -117,6 +135,18 @@ def reproduce(
         page = report.write(out)
     print(f"page: {page}")
     return EXIT_FAILED if claim_failed else EXIT_BAD_INPUT if did_not_run else 0
+
+
+def _plan(studies: Sequence[Study], *, paper: bool, quick: bool) -> str:
+    """The number of studies and their size, with the time that they take if known."""
+    size = "quick" if quick else "published" if paper else "default"
+    count = "1 study" if len(studies) == 1 else f"{len(studies)} studies"
+    times = [study.entry.seconds for study in studies]
+    known = [seconds for seconds in times if seconds is not None]
+    about = ""
+    if size == "default" and known:
+        about = f", about {max(1, round(sum(known) / 60))} min on two CPU cores"
+    return f"{count} at the {size} size{about}"
 
 
 class _OtherConfigError(ValueError):

@@ -6,8 +6,8 @@ imported.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import inspect
 import json
 import sys
 import time
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import tyro
 
 from sgfbias.cli import EXIT_BAD_INPUT, with_help
+from sgfbias.cli.bar import stages
 from sgfbias.cli.show import print_attributes, print_claims, verdict
 from sgfbias.study.execute import execute
 from sgfbias.study.frame import Study
@@ -31,6 +32,12 @@ class Output:
     """Folder for `study.zarr` (the numbers), `study.png` and `claims.json`."""
     overwrite: bool = False
     """Replace a store that is in this folder already."""
+    picture: Path | None = None
+    """Path of the picture, which ends in .png, .svg or .pdf; by default `study.png` in
+    the folder.
+    """
+    all: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print all claims; by default a long table shows only its main ones."""
     format: Literal["table", "json"] = "table"
     """Print the claims as a table, or everything as one JSON object."""
     paper: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -66,13 +73,21 @@ class RunCommand:
                     flush=True,
                 )
 
-        dataset, claims, report = execute(
-            self.study, self.config, output.out, overwrite=output.overwrite, log=log
-        )
+        usual = self.config == self.study.Config()
+        shown = stages(log, self.study.entry.seconds if usual else None)
+        with shown if talk else contextlib.nullcontext(log) as told:
+            dataset, claims, report = execute(
+                self.study,
+                self.config,
+                output.out,
+                overwrite=output.overwrite,
+                picture=output.picture,
+                log=told,
+            )
         if output.format == "json":
             print(json.dumps(report, indent=1))
         elif talk:
-            print_claims(claims)
+            print_claims(claims, every=output.all)
             if output.verbose:
                 print_attributes(dataset)
             print(
@@ -124,7 +139,7 @@ def parse(arguments: list[str]) -> RunCommand:
         command,
         args=rest,
         prog=f"sgfbias run {name}",
-        description=f"{study.entry.question}\n\n{inspect.cleandoc(study.Config.__doc__)}",
+        description=study.entry.question,
     )
     return dataclasses.replace(kept[0], config=study.Config(**_fields(kept[0].config)))
 

@@ -17,8 +17,9 @@ from sgfbias.cli import EXIT_FAILED, parsed
 from sgfbias.cli.status import ROWS, print_status
 from sgfbias.core.types import Dataset
 from sgfbias.study import store
-from sgfbias.study.claim import Claim, broken
+from sgfbias.study.claim import Claim, broken, summary
 from sgfbias.study.execute import PICTURE, judge
+from sgfbias.study.report import counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,11 @@ class ShowCommand:
     store: Annotated[Path, tyro.conf.Positional]
     """Path of a zarr store that `sgfbias run` or `sgfbias sweep` wrote."""
     picture: Path | None = None
-    """Path of the PNG to draw; by default it lies beside the store."""
+    """Path of the picture to draw, which ends in .png, .svg or .pdf; by default it lies
+    beside the store.
+    """
+    all: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print all claims of a study; by default a long table shows only its main ones."""
     format: Literal["table", "json"] = "table"
     """Print a table, or one JSON object."""
     verbose: bool = False
@@ -52,7 +57,7 @@ class ShowCommand:
             print(json.dumps(report, indent=1))
         else:
             print(f"study {report['study']}: {report['config']}")
-            print_claims(claims)
+            print_claims(claims, every=self.all)
             print_attributes(dataset)
             if self.verbose:
                 for row in store.variables(dataset):
@@ -144,32 +149,46 @@ def _json(value: Any) -> str:
     return json.dumps(known(value), indent=1)
 
 
-def print_claims(claims: Sequence[Claim]) -> None:
-    """Print the claims as a table, and the number of claims with each verdict."""
+def print_claims(claims: Sequence[Claim], *, every: bool = False) -> None:
+    """Print the claims as a table, and the number of claims with each verdict.
+
+    **Arguments:**
+
+    - `claims`: the claims of a study.
+    - `every`: whether to print all of them; by default a long table is cut to its most
+      important rows, see `study.claim.summary`.
+    """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     # As wide as the terminal, or as COLUMNS says; otherwise wide enough to be read.
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150
     console = Console(width=wide)
-    table = Table(title="Claims", show_lines=True, title_justify="left")
+    shown = list(claims) if every else summary(claims)
+    title = "Claims" if len(shown) == len(claims) else "The main claims"
+    table = Table(title=title, show_lines=True, title_justify="left")
     for column, ratio in (("claim", 5), ("predicted", 3), ("measured", 5), ("tolerance", 3)):
         table.add_column(column, ratio=ratio)
     table.add_column("verdict", no_wrap=True)
     colours = {"holds": "green", "fails": "red", "not applicable": "yellow"}
-    for claim in claims:
+    for claim in shown:
         note = f"\n({claim.reason})" if claim.reason else ""
-        need = "" if claim.must_hold else "\ninforms"
+        colour = colours[claim.verdict]
+        if not claim.must_hold and claim.verdict == "fails":
+            colour = "yellow"
+        need = "" if claim.must_hold else "\n(informs)"
         table.add_row(
-            f"{claim.statement}\n[dim]{claim.source}[/dim]",
-            claim.predicted,
-            claim.measured + note,
-            claim.tolerance,
-            f"[{colours[claim.verdict]}]{claim.verdict}[/]{need}",
+            f"{escape(claim.statement)}\n[dim]{escape(claim.source)}[/dim]",
+            escape(claim.predicted),
+            escape(claim.measured + note).lstrip("\n"),
+            escape(claim.tolerance),
+            f"[{colour}]{claim.verdict}[/]{need}",
         )
     console.print(table)
-    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in colours}
-    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+    left = len(claims) - len(shown)
+    more = f"; --all prints the other {left} too" if left else ""
+    console.print(f"Of {len(claims)} claims: {counts(claims)}{more}", highlight=False)
 
 
 def print_attributes(dataset: Dataset) -> None:

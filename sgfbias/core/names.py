@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+import jax
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -12,3 +15,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
     return f"did you mean {close[0]}? " if close else ""
+
+
+class Named(dict):
+    """A dictionary of arrays by name whose `KeyError` suggests the closest name.
+
+    It is a JAX PyTree, as a plain dictionary is.
+    """
+
+    def __missing__(self, name: Any) -> NoReturn:
+        raise KeyError(
+            f"there is no {name!r} here; {did_you_mean(str(name), self)}the names are "
+            f"{', '.join(self)}"
+        )
+
+
+def _parts(values: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    names = tuple(sorted(values))
+    return [(jax.tree_util.DictKey(name), values[name]) for name in names], names
+
+
+jax.tree_util.register_pytree_with_keys(
+    Named, _parts, lambda names, values: Named(zip(names, values, strict=True))
+)

@@ -36,6 +36,40 @@ def grid(panels: int, width: float = 4.2, height: float = 3.2) -> tuple[Figure, 
     return figure, axes[:panels]
 
 
+def median_band(
+    axes: Axes,
+    x: Any,
+    rows: Any,
+    *,
+    colour: str,
+    label: str = "",
+    levels: tuple[float, float] = (SHOWN[0], SHOWN[2]),
+    style: str = "-",
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Draw the median over seeds against x, and the band between two quantiles.
+
+    Values that are not finite are left out. A single seed has no band.
+
+    **Arguments:**
+
+    - `x`: (points,).
+    - `rows`: (seeds, points).
+    - `colour`, `label`, `style`: colour, legend entry and line style of the median.
+    - `levels`: the two quantiles, by default 5% and 95%.
+
+    **Returns:** the two quantiles, each (points,), or None if no value is finite.
+    """
+    shown = np.where(np.isfinite(rows), rows, np.nan)
+    shown = shown[~np.isnan(shown).all(axis=1)]
+    if shown.size == 0:
+        return None
+    low, middle, high = np.nanquantile(shown, [levels[0], 0.5, levels[1]], axis=0)
+    if len(shown) > 1:
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, middle, style, color=colour, label=label or None, linewidth=1.5, markersize=4)
+    return low, high
+
+
 def series(axes: Axes, time: np.ndarray, values: np.ndarray, label: str, unit: str) -> None:
     """Draw the median over seeds and the band from the 5% to the 95% quantile against
     time. A series of one run is a line.
@@ -50,15 +84,11 @@ def series(axes: Axes, time: np.ndarray, values: np.ndarray, label: str, unit: s
     rows = np.atleast_2d(np.asarray(values, np.float64))
     rows = rows[np.isfinite(rows).all(axis=1)]
     positive = time > 0
-    if len(rows) and positive.any():
-        low, middle, high = np.quantile(rows[:, positive], SHOWN, axis=0)
-        axes.plot(time[positive], middle, color=STATUS_COLOURS[0], linewidth=1.5)
-        if len(rows) > 1:
-            axes.fill_between(
-                time[positive], low, high, color=STATUS_COLOURS[0], alpha=0.2, linewidth=0
-            )
+    drawn = median_band(axes, time[positive], rows[:, positive], colour=STATUS_COLOURS[0])
+    if drawn is not None:
+        low, high = (edge.min() if edge is drawn[0] else edge.max() for edge in drawn)
         axes.set_xscale("log")
-        if low.min() > 0 and high.max() > 20 * low.min():
+        if low > 0 and high > 20 * low:
             axes.set_yscale("log")
     axes.set_title(label.replace("_", " "), loc="left", fontsize=10)
     axes.set_xlabel("flow time")

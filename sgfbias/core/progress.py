@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+Show = Callable[[int, int], None]
+# What the runs report to if they are not told, see `watched`.
+_watcher: contextvars.ContextVar[Show | None] = contextvars.ContextVar("watcher", default=None)
+
+
+@contextlib.contextmanager
+def watched(show: Show | None) -> Iterator[Show | None]:
+    """Within this context every run without an argument `progress` calls `show(done,
+    total)` after each of its chunks; with None it reports nothing. The context yields
+    what was called outside of it.
+    """
+    outside, token = _watcher.get(), _watcher.set(show)
+    try:
+        yield outside
+    finally:
+        _watcher.reset(token)
 
 
 class Reporter:
@@ -13,7 +32,7 @@ class Reporter:
     It may be called from several threads.
     """
 
-    def __init__(self, show: Callable[[int, int], None] | None = None):
+    def __init__(self, show: Show | None = None):
         self.total, self._done, self._show, self._lock = 0, 0, show, threading.Lock()
 
     def __call__(self, chunks: int) -> None:
@@ -70,13 +89,16 @@ class _Bar(Reporter):
 
 
 def reporter(progress: Any) -> Reporter:
-    """The reporter for the argument `progress` of `simulate`.
+    """The reporter for the argument `progress` of `simulate`. With None it reports to
+    the context, see `watched`.
 
     **Raises:** `ValueError` if `progress` is neither a bool nor callable.
     """
     if progress is True:
         return _Bar()
-    if progress is False or progress is None:
+    if progress is None:
+        return Reporter(_watcher.get())
+    if progress is False:
         return Reporter()
     if callable(progress):
         return Reporter(progress)

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_float_array, as_whole
+from sgfbias.core.names import did_you_mean
 from sgfbias.core.network import declares
 
 BUILT_IN = ("loss", "loss_integral")
@@ -112,8 +113,9 @@ def choose_observables(
         if function is None and name not in declared:
             known = ", ".join([*BUILT_IN, *declared])
             raise ValueError(
-                f"no observable called {name!r} here; there are {known}; or give a function f of "
-                f"the network: record={{{name!r}: f}}"
+                f"no observable called {name!r} here; "
+                f"{did_you_mean(str(name), [*BUILT_IN, *declared])}there are {known}; or give a "
+                f"function f of the network: record={{{name!r}: f}}"
             )
         chosen: Any = declared[name] if function is None else function
         if not callable(chosen):

@@ -18,6 +18,7 @@ from sgfbias.core.checks import as_whole, is_concrete
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.engine import MAX_CHUNK
 from sgfbias.core.fused import check_choice, choose_fused
+from sgfbias.core.names import Named
 from sgfbias.core.network import AbstractNetwork
 from sgfbias.core.observe import Observe, keys_again
 from sgfbias.core.problem import Problem
@@ -46,7 +47,7 @@ def simulate(
     trainable: Any = None,
     microbatch: int | None = None,
     adjoint: Any = None,
-    progress: Any = False,
+    progress: Any = None,
     chunk: int = MAX_CHUNK,
     fused: Any = "auto",
 ) -> Trajectory:
@@ -85,7 +86,8 @@ def simulate(
       is reverse mode with checkpoints. `diffrax.ForwardMode()` gives forward
       derivatives, and `diffrax.DirectAdjoint()` gives both at the cost of more memory.
       Runs of fixed steps always have both.
-    - `progress`: True for a progress bar, or a function of (done, total) chunks.
+    - `progress`: True for a progress bar, False for none, or a function of (done,
+      total) chunks. Default: none, or the bar of the study that calls this.
     - `chunk`: the number of steps per compiled call, at most 65,536.
     - `fused`: whether one kernel runs the whole time loop. Results equal the engine's
       up to rounding: same Brownian increments, same scheme. A kernel exists for the
@@ -207,8 +209,8 @@ def simulate(
         gave_up=raw.gave_up,
     )
     return Trajectory(
-        series=raw.series,
-        final=raw.final,
+        series=Named(raw.series),
+        final=Named(raw.final),
         networks=eqx.combine(_with_keys(raw.networks, network), network),
         times=raw.times,
         steps=raw.steps,

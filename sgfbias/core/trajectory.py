@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import numpy_for
+from sgfbias.core.names import did_you_mean
 from sgfbias.core.network import AbstractNetwork, declares
 from sgfbias.core.provenance import attributes
 from sgfbias.core.references import SOLVERS, merge, references_of
@@ -149,7 +150,8 @@ class Trajectory(eqx.Module):
                 else ""
             )
             raise KeyError(
-                f"{name!r} was not recorded; the recorded series are {', '.join(self.series)}{hint}"
+                f"{name!r} was not recorded; {did_you_mean(name, self.series)}the recorded series "
+                f"are {', '.join(self.series)}{hint}"
             )
         return self.series[name]
 
@@ -358,6 +360,12 @@ class Trajectory(eqx.Module):
             f"  status  {', '.join(f'{count} {word}' for word, count in self.statuses().items())}",
             f"  memory  {size / 1e6:.1f} MB",
         ]
+        lost = int(np.sum(np.atleast_1d(np.asarray(self.diverged))))
+        if 2 * lost > seeds:
+            lines.append(
+                f"  warning {lost} of {seeds} seeds diverged: is the step size too large? "
+                "runs.reason(i) tells why seed i did"
+            )
         lines += [f"  [{name!r}]  {tuple(value.shape)}" for name, value in self.series.items()]
         lines += [
             f"  .final[{name!r}]  {tuple(value.shape)}"

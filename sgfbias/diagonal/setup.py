@@ -51,7 +51,10 @@ def step_size(
     """
     if config.step_size != "auto":
         return float(config.step_size)
-    log("step size: trying candidates from the largest down")
-    gamma, _ = find_step_size(problem, network, **options)
+    log("step size: looking for the largest at which SGD and its flow settle")
+    gamma, tried = find_step_size(problem, network, **options)
+    above = [probe.step_size for probe in tried if probe.step_size > gamma]
     log(f"gamma = {gamma:.4g} is the largest tried at which all probes of SGD and its flow settle")
+    if above:
+        log(f"  at {min(above):.4g}, the next larger one, some do not")
     return gamma

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,18 +20,21 @@ from sgfbias.diagonal.problem import SparseRegression
 
 PROBE_ROOT = 0x50524F42  # The seeds of the probes are never those of a study.
 RATIO = 0.85  # of neighbouring default candidates
+LEAP = 16  # candidates that are skipped at a time in the search above: a factor of 13
+MOST_LEAPS = 6
 FALL = 0.1  # A seed has settled if its loss is below this fraction of the start's.
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
     """The result at one step size: the fractions of the probe seeds that settled under
-    SGD and under the flow.
+    SGD and under the flow, and whether the loss of some seed rose to twice its start.
     """
 
     step_size: float
     sgd_settled: float
     sgf_settled: float
+    diverged: bool = False
 
     @property
     def converged(self) -> bool:
@@ -51,19 +55,23 @@ def find_step_size(
     candidates: Any = None,
     label_noise: Any = None,
 ) -> tuple[float, list[Probe]]:
-    """The largest candidate step size for which every probe seed of SGD and of the
-    mean-loss flow settles.
+    """The largest tried step size for which every probe seed of SGD and of the
+    mean-loss flow settles, while at the next larger one some seed does not.
 
     A seed settles if it does not diverge and its loss falls to a tenth of its value at
     the start. Candidates are tried from the largest down, and the first success is
-    taken: nothing is assumed about the smaller ones.
+    taken: nothing is assumed about the smaller ones. If the largest default candidate
+    settles already, or if none settles but the largest does not diverge either, larger
+    ones are tried, each 13 times the last, and the gap is then halved down to
+    neighbours on the same grid.
 
     **Arguments:**
 
     - `probes`: number of probe seeds per candidate.
     - `steps`: steps per probe.
-    - `candidates`: the step sizes to try. The default is 16 of them, from
-      `2 / lambda_max(X^T X / n)` down by a factor of 0.85 each.
+    - `candidates`: the step sizes to try, and no others. The default is 16 of them,
+      from `2 / lambda_max(X^T X / n)` down by a factor of 0.85 each, and larger ones up
+      to six million times the first where they are needed.
     - `label_noise`: the label noise of SGD and of the flow, a number or a schedule. The
       loss falls to a tenth only after the label noise is off.
 
@@ -72,7 +80,8 @@ def find_step_size(
     **Raises:** `ValueError` if no candidate converges. The message lists what was
     tried.
     """
-    if candidates is None:
+    usual = candidates is None
+    if usual:
         largest = 2 * problem.n / float(np.linalg.norm(np.asarray(problem.X, np.float64), 2)) ** 2
         candidates = largest * RATIO ** np.arange(16)
     keys = seeds(0, probes, root=PROBE_ROOT)
@@ -80,27 +89,64 @@ def find_step_size(
     tried: list[Probe] = []
     noise = None if label_noise is None else LabelNoise(label_noise)
 
-    def settled(dynamics: Any) -> float:
+    def settled(dynamics: Any) -> tuple[float, bool]:
         runs = simulate(dynamics, network, problem, keys=keys, steps=steps)
-        return float(jnp.mean(~runs.diverged & (runs.final["loss"] <= FALL * start)))
+        down = ~runs.diverged & (runs.final["loss"] <= FALL * start)
+        # A run that is too short to leave the start counts as diverged in `runs`.
+        return float(jnp.mean(down)), not bool(jnp.all(runs.final["loss"] <= 2 * start))
 
-    for gamma in np.sort(np.asarray(candidates, np.float64))[::-1]:
-        sgd = settled(
+    def probe(gamma: float) -> Probe:
+        sgd, lost = settled(
             StochasticGradientDescent(gamma, label_noise=label_noise, integral="examples")
         )
-        # The flow is tried only at step sizes at which SGD settles.
-        tried.append(
-            Probe(
-                float(gamma),
-                sgd,
-                settled(StochasticGradientFlow(gamma, noise)) if sgd == 1 else float("nan"),
-            )
-        )
-        if tried[-1].converged:
-            return float(gamma), tried
+        flow = float("nan")
+        if sgd == 1:  # The flow is tried only at step sizes at which SGD settles.
+            flow, lost = settled(StochasticGradientFlow(gamma, noise))
+        tried.append(Probe(float(gamma), sgd, flow, lost))
+        return tried[-1]
+
+    for gamma in np.sort(np.asarray(candidates, np.float64))[::-1]:
+        if probe(gamma).converged:
+            if not usual or len(tried) > 1:
+                return float(gamma), tried
+            break
+    if usual and not tried[0].diverged:
+        above = _above(tried[0], probe)
+        if above is not None:
+            return above, tried
     report = "\n  ".join(map(str, tried))
     raise ValueError(
         f"no step size was found at which SGD and its flow both settle within {steps} steps on "
         f"{probes} probe seeds; tried\n  {report}\n"
         "give one (step_size=...), or rescale the data"
     )
+
+
+def _above(first: Probe, probe: Callable[[float], Probe]) -> float | None:
+    """The largest step size on the grid `first.step_size / RATIO**k` that settles, as
+    far as the tried ones tell: the next one does not. At most 6 + 4 are tried.
+
+    **Returns:** None if no tried one settles.
+    """
+    low, high = 0, None
+    good = 0 if first.converged else None
+
+    def at(k: int) -> float:
+        return first.step_size / RATIO**k
+
+    for k in range(LEAP, (MOST_LEAPS + 1) * LEAP, LEAP):
+        found = probe(at(k))
+        if found.diverged or (good is not None and not found.converged):
+            high = k
+            break
+        low, good = k, k if found.converged else good
+    while high is not None and high - low > 1:
+        middle = (low + high) // 2
+        found = probe(at(middle))
+        if found.converged:
+            low = good = middle
+        elif good is None and not found.diverged:
+            low = middle  # still too slow
+        else:
+            high = middle
+    return None if good is None else at(good)

@@ -6,12 +6,13 @@ Cells are read one at a time.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sgfbias.core.types import Dataset
-from sgfbias.study.plotting import COLOURS, new_figure, tidy
+from sgfbias.study.plotting import COLOURS, legend_below, new_figure, ticks, tidy
 from sgfbias.study.statistics import bootstrap, median_interval
 
 LEVELS = (0.05, 0.95)
@@ -135,13 +136,7 @@ def plot(dataset: Dataset, names: list[str] | None = None) -> Any:
             ).append(cell)
         for k, (others, members) in enumerate(groups.items()):
             colour = LINES[k % len(LINES)]
-            label = (
-                ", ".join(
-                    f"{axis} {value:.3g}" if isinstance(value, float) else f"{axis} {value}"
-                    for axis, value in others
-                )
-                or "median"
-            )
+            label = _words((axis, value) for axis, value in others if dataset.sizes[axis] > 1)
             x = [cell.point[along] for cell in members] if along else [k]
             middle = np.array([cell.median for cell in members])
             panel.fill_between(
@@ -165,26 +160,44 @@ def plot(dataset: Dataset, names: list[str] | None = None) -> Any:
                 markersize=3.5,
                 capsize=2,
                 linewidth=1.4,
-                label=label,
+                label=label or None,
             )
         positive = all(c.quantiles[0] > 0 for c in cells if np.isfinite(c.median)) and any(
             np.isfinite(c.median) for c in cells
         )
         values = dataset[along].values if along else np.array([])
         wide = along is not None and values.min() > 0 and values.max() / values.min() > 8
+        title = name.removeprefix("final_").replace("_", " ")
+        units = str(dataset[name].attrs.get("units", "")).replace("*", "×").replace("^2", "²")
         tidy(
             panel,
-            title=name,
-            x=along or "",
-            y=str(dataset[name].attrs.get("units", "")),
+            title=f"{title} at the end" if name.startswith("final_") else title,
+            x=(along or "").replace("_", " "),
+            y=units if units not in ("", "1") else title,
             x_scale="log" if wide else "linear",
             y_scale="log" if positive else "linear",
         )
-        if 1 < len(groups) <= 12 or (along is None and len(groups) > 1):
-            panel.legend(frameon=False, fontsize=7)
+        if along is not None and 2 <= dataset.sizes[along] <= 6:
+            ticks(panel, values)
+        elif along is None:
+            panel.set_xticks([])
+    if names and 1 < len(groups) <= 12:
+        legend_below(figure, panels.flat[0])
+    fixed = _words((axis, dataset[axis].values[0]) for axis in axes if dataset.sizes[axis] == 1)
     figure.suptitle(
-        f"Medians with 99% intervals; shaded: the middle {LEVELS[1] - LEVELS[0]:.0%} of the seeds",
+        f"Medians with 99% intervals; shaded: the middle {LEVELS[1] - LEVELS[0]:.0%} of the seeds"
+        + (f"; {fixed}" if fixed else ""),
         fontsize=9,
         color=COLOURS["gd"],
     )
     return figure
+
+
+def _words(point: Iterable[tuple[str, Any]]) -> str:
+    """The values of axes in words, for example "gamma 0.05, draw 3"."""
+    return ", ".join(
+        f"{axis.replace('_', ' ')} {value:.3g}"
+        if isinstance(value, float)
+        else f"{axis.replace('_', ' ')} {value}"
+        for axis, value in point
+    )

@@ -16,6 +16,7 @@ from sgfbias.core.trajectory import Status
 
 Verdict = Literal["holds", "fails", "not applicable"]
 CONTROL = "Control: "
+MANY = 8  # A table of more claims than this has a summary.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Claim:
     - `control`: whether this is a negative control. The statement of a control says
       that the test of another claim fails when it should.
     - `reason`: why the claim fails or does not apply.
+    - `main`: whether this claim is one of those that answer the study's question, see
+      `summary`.
     """
 
     statement: str
@@ -41,6 +44,7 @@ class Claim:
     must_hold: bool = True
     control: bool = False
     reason: str = ""
+    main: bool = False
 
     @property
     def told(self) -> str:
@@ -64,6 +68,7 @@ def claim(
     tolerance: str = "",
     must_hold: bool = True,
     reason: str = "",
+    main: bool = False,
 ) -> Claim:
     """A claim whose verdict is the result of a test.
 
@@ -75,6 +80,7 @@ def claim(
     - `predicted`, `measured`, `tolerance`: numbers in words.
     - `must_hold`: False for a claim that only informs.
     - `reason`: why the claim may fail. It is kept only if the claim does fail.
+    - `main`: True for a claim that answers the study's question, see `summary`.
 
     **Returns:** a `Claim` that holds or fails.
     """
@@ -88,6 +94,7 @@ def claim(
         verdict,
         must_hold,
         reason="" if holds else reason,
+        main=main,
     )
 
 
@@ -167,6 +174,46 @@ def few_lost(
         holds=all((bad.mean(axis=1) <= share).all() for bad in lost.values()),
         reason=reason,
     )
+
+
+def summary(claims: Sequence[Claim], rows: int = 5) -> list[Claim]:
+    """The most important claims, and all that fail, in their order.
+
+    These are the claims that the study marks as `main`. If it marks fewer than `rows`,
+    its first negative control is added, and then its first claims that must hold. Up to
+    eight claims are few enough to be returned as they are.
+
+    **Arguments:**
+
+    - `claims`: the claims of a study.
+    - `rows`: the number of claims, to which those that fail are added.
+    """
+    if len(claims) <= MANY:
+        return list(claims)
+    order = sorted(
+        range(len(claims)),
+        key=lambda k: (
+            not claims[k].main,
+            not claims[k].must_hold or claims[k].verdict == "not applicable",
+            claims[k].control,
+        ),
+    )
+    controls = [k for k in order if claims[k].control and claims[k].must_hold]
+    marked = [k for k in order if claims[k].main][:rows]
+    if len(marked) < rows and not any(claims[k].control for k in marked):
+        marked += controls[:1]
+    marked += [k for k in order if k not in marked][: rows - len(marked)]
+    return [row for k, row in enumerate(claims) if k in marked or row.verdict == "fails"]
+
+
+def informing(claim: Claim) -> Claim:
+    """The same claim, which now only informs.
+
+    Claims about a user's own data do: the data may be unlike those for which a theory
+    was made.
+    """
+    reason = f"on these data of your own: {claim.reason}" if claim.verdict == "fails" else ""
+    return dataclasses.replace(claim, must_hold=False, reason=reason or claim.reason)
 
 
 def broken(claims: Sequence[Claim]) -> list[Claim]:

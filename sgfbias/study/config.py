@@ -127,6 +127,14 @@ class Config:
         **Raises:** `ValueError` that names the values.
         """
 
+    @property
+    def own_data(self) -> bool:
+        """Whether the data are a user's own, so that all claims only inform.
+
+        A study that can read data overrides this.
+        """
+        return False
+
     def check_whole(self, name: str, unit: str) -> None:
         """Refuse a value of the field `name` that is not a positive whole multiple of
         the field `unit`.

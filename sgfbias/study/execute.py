@@ -35,7 +35,13 @@ class Outcome(NamedTuple):
 
 
 def execute(
-    study: Study, config: Any, folder: Path, *, overwrite: bool = False, log: Log = silent
+    study: Study,
+    config: Any,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    picture: Path | None = None,
+    log: Log = silent,
 ) -> Outcome:
     """Run a study and write its results into a folder.
 
@@ -49,13 +55,17 @@ def execute(
     - `study`, `config`: the study and its settings.
     - `folder`: the folder of the results; it is made if there is none.
     - `overwrite`: whether to replace an existing store.
+    - `picture`: path of the picture, which ends in .png, .svg or .pdf; by default
+      `study.png` in the folder.
     - `log`: a function that is called with one line for each stage.
 
     **Returns:** an `Outcome`.
 
-    **Raises:** `ValueError` if the data cannot be used, or if the folder holds a store
-    and `overwrite` is False.
+    **Raises:** `ValueError` if the data cannot be used, if the folder holds a store and
+    `overwrite` is False, or if the picture has another ending.
     """
+    picture = folder / PICTURE if picture is None else picture
+    plotting.check_ending(picture)
     target, unfinished = folder / STORE, folder / UNFINISHED
     store.check_target(target, overwrite=overwrite)
     started = time.perf_counter()
@@ -64,7 +74,7 @@ def execute(
     # A store without claims of its own counts as unfinished, so old claims go first.
     (folder / CLAIMS).unlink(missing_ok=True)
     store.save(dataset, target, overwrite=overwrite)
-    outcome = judge(dataset, target, folder / PICTURE)
+    outcome = judge(dataset, target, picture)
     (folder / CLAIMS).write_text(json.dumps(outcome.report, indent=1) + "\n")
     shutil.rmtree(unfinished, ignore_errors=True)
     return outcome
@@ -77,12 +87,14 @@ def judge(dataset: Dataset, target: Path, picture: Path) -> Outcome:
 
     - `dataset`: the Dataset.
     - `target`: path of the store that holds it.
-    - `picture`: path of the PNG to write.
+    - `picture`: path of the picture to write, which ends in .png, .svg or .pdf.
 
     **Returns:** an `Outcome`.
 
-    **Raises:** `ValueError` if this version has no study of the Dataset's name.
+    **Raises:** `ValueError` if this version has no study of the Dataset's name, or if
+    the picture has another ending.
     """
+    plotting.check_ending(picture)
     name = dataset.attrs.get("study")
     try:
         study = study_named(str(name))

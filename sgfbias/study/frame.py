@@ -42,9 +42,10 @@ import jax
 from jaxtyping import Array
 
 from sgfbias.core.brownian import seeds
+from sgfbias.core.progress import watched
 from sgfbias.core.provenance import attributes
 from sgfbias.core.types import Dataset
-from sgfbias.study.claim import Claim
+from sgfbias.study.claim import Claim, informing
 from sgfbias.study.columns import Columns
 from sgfbias.study.config import SeededConfig, from_mapping
 from sgfbias.study.registry import Entry, find
@@ -229,10 +230,15 @@ class Study:
         return from_mapping(self.Config, json.loads(dataset.attrs.get("config", "{}")))
 
     def claims(self, dataset: Dataset) -> Sequence[Claim]:
-        """The study's claims; they are computed from its dataset alone."""
+        """The study's claims; they are computed from its dataset alone. On a user's own
+        data they only inform.
+        """
         config = self.config_of(dataset)
         with resampling(getattr(config, "root_seed", 0)):
-            return self.part("claims")(dataset, config)
+            found = self.part("claims")(dataset, config)
+        return (
+            [informing(claim) for claim in found] if getattr(config, "own_data", False) else found
+        )
 
     def plot(self, dataset: Dataset) -> Any:
         """The study's picture, a Matplotlib figure drawn from the dataset alone."""
@@ -329,10 +335,15 @@ def _resumed(work: Resumable, store: Path | None, overwrite: bool, log: Log) -> 
     if store is not None and changed:
         shutil.rmtree(store)
 
-    def progress(state: Mapping[str, Any]) -> None:
-        log(f"  {state['chunks_done']} of {state['chunks']} chunks")
+    # The sweep reports, and the runs in its cells do not.
+    with watched(None) as show, tempfile.TemporaryDirectory() as folder:
 
-    with tempfile.TemporaryDirectory() as folder:
+        def progress(state: Mapping[str, Any]) -> None:
+            if show is None:
+                log(f"  {state['chunks_done']} of {state['chunks']} chunks")
+            else:
+                show(state["chunks_done"], state["chunks"])
+
         return work.run(
             Path(folder) / "sweep.zarr" if store is None else store,
             retry_failed=True,

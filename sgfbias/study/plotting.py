@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sgfbias.core.plot import median_band
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
 else:  # At run time these are not needed, and importing Matplotlib is slow.
     Axes = Figure = Any
 
+# Ending of a picture -> what is written about its origin.
+METADATA: dict[str, dict[str, Any]] = {
+    ".png": {"Software": "sgfbias"},
+    ".svg": {"Creator": "sgfbias", "Date": None},
+    ".pdf": {"Creator": "sgfbias", "Producer": None, "CreationDate": None},
+}
 # The colours stay distinguishable with colour-vision deficiencies and in grey.
 COLOURS = {"gd": "#4d4d4d", "sgd": "#d95f02", "sgf": "#1b70b7", "control": "#c23b8f"}
 
@@ -57,14 +65,8 @@ def band(
     - `colour`, `label`: colour and legend entry of the median.
     - `levels`: the two quantiles, by default 5% and 95%.
     """
-    shown = np.where(np.isfinite(values), values, np.nan)
-    shown = shown[~np.isnan(shown).all(axis=1)]
-    if shown.size == 0:
-        return
-    low, middle, high = np.nanquantile(shown, [levels[0], 0.5, levels[1]], axis=0)
     keep = time > 0
-    axes.fill_between(time[keep], low[keep], high[keep], color=colour, alpha=0.2, linewidth=0)
-    axes.plot(time[keep], middle[keep], color=colour, label=label, linewidth=1.5)
+    median_band(axes, time[keep], values[:, keep], colour=colour, label=label, levels=levels)
 
 
 def line(
@@ -81,10 +83,50 @@ def tidy(
     axes: Axes, *, title: str, x: str, y: str, x_scale: str = "log", y_scale: str = "log"
 ) -> None:
     """Set the title, labels and scales of a panel, and draw a light grid."""
-    axes.set(title=title, xlabel=x, ylabel=y, xscale=x_scale, yscale=y_scale)
+    axes.set(xscale=x_scale, yscale=y_scale)
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=9)
+    for axis, scale in ((axes.xaxis, x_scale), (axes.yaxis, y_scale)):
+        if scale == "log":
+            _readable(axis)
     axes.grid(True, which="major", alpha=0.25, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _readable(axis: Any) -> None:
+    """Give a logarithmic axis ticks that can be read whatever its range: powers of ten
+    over several decades, otherwise 1, 2, 5 times these, and over less than these
+    evenly spaced numbers. Labels are plain numbers from 0.001 to 10,000.
+    """
+    from matplotlib import ticker
+
+    class Ticks(ticker.LogLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            low, high = sorted((vmin, vmax))
+            if low <= 0 or not np.isfinite(high) or high > 40 * low:
+                return super().tick_values(vmin, vmax)
+            tens = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+            some = np.sort(np.outer([1, 2, 5], tens).ravel())
+            some = some[(some >= low) & (some <= high)]
+            return some if some.size > 2 else ticker.MaxNLocator(4).tick_values(low, high)
+
+    def label(value: float, _: Any) -> str:
+        low, high = axis.get_view_interval()
+        if value <= 0:
+            return ""
+        if min(low, high) >= 5e-4 and max(low, high) <= 2e4:
+            return f"{value:.4g}"
+        power = int(np.floor(np.log10(value) + 1e-9))
+        front = value / 10.0**power
+        mantissa = "" if abs(front - 1) < 1e-6 else rf"{front:.3g}\times"
+        return rf"$\mathdefault{{{mantissa}10^{{{power}}}}}$"
+
+    axis.set_major_locator(Ticks())
+    axis.set_major_formatter(ticker.FuncFormatter(label))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def panels(
@@ -102,29 +144,52 @@ def panels(
 
 
 def finish(
-    axes: Axes, *, title: str, x: str, y: str, x_scale: str = "log", y_scale: str = "log"
+    axes: Axes,
+    *,
+    title: str,
+    x: str,
+    y: str,
+    x_scale: str = "log",
+    y_scale: str = "log",
+    room: float = 0.0,
+    legend: Any = "best",
 ) -> None:
     """Finish a panel: set its title, labels and scales, and draw a light grid and the
     legend. There is no legend if no curve has a label.
+
+    **Arguments:**
+
+    - `title`, `x`, `y`: the title and the labels of the axes.
+    - `x_scale`, `y_scale`: "log" or "linear".
+    - `room`: free space above the curves for the legend, as a fraction of the panel.
+      Negative space is below the curves.
+    - `legend`: where the legend is, as for Matplotlib.
     """
     tidy(axes, title=title, x=x, y=y, x_scale=x_scale, y_scale=y_scale)
+    if room:
+        scale = axes.yaxis.get_transform()
+        low, high = scale.transform(np.asarray(axes.get_ylim()))
+        grown = (high - low) / (1 - abs(room))
+        ends = (low, low + grown) if room > 0 else (high - grown, high)
+        axes.set_ylim(*scale.inverted().transform(np.asarray(ends)))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(loc=legend, fontsize=8, framealpha=0.8, edgecolor="none", borderpad=0.2)
 
 
 def ticks(axes: Axes, places: Any) -> None:
     """Put ticks of the x axis only at the given places, labelled with plain numbers.
     Call this after `finish`.
     """
-    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.set_xticks(places, [f"{place:.3g}" for place in places])
     axes.minorticks_off()
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Draw one legend below all panels, with the labels of the panel `axes`."""
     handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / 2)))
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
     )
 
 
@@ -149,11 +214,7 @@ def quantile_band(
     - `colour`, `label`, `style`: colour, legend entry and line style of the median.
     - `levels`: the two quantiles, by default 5% and 95%.
     """
-    low, middle, high = np.nanquantile(
-        np.where(np.isfinite(rows), rows, np.nan), [levels[0], 0.5, levels[1]], axis=1
-    )
-    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(x, middle, style, color=colour, label=label, linewidth=1.5, markersize=4)
+    median_band(axes, x, np.asarray(rows).T, colour=colour, label=label, levels=levels, style=style)
 
 
 def distribution(axes: Axes, sample: Any, *, colour: str, label: str, style: str = "-") -> None:
@@ -209,6 +270,29 @@ def log_band(
     axes.plot(x, middle, style, color=colour, label=label or None, linewidth=1.6, markersize=3)
 
 
+def check_ending(path: Path) -> None:
+    """Refuse the path of a picture that ends in anything but .png, .svg or .pdf.
+
+    **Raises:** `ValueError` that names the path.
+    """
+    if path.suffix.lower() not in METADATA:
+        raise ValueError(
+            f"the picture must end in {', '.join(METADATA)}, but is {path}; the ending chooses "
+            "the format"
+        )
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG, without the version of Matplotlib in its metadata."""
-    figure.savefig(path, metadata={"Software": "sgfbias"})
+    """Write the figure as PNG, SVG or PDF, which the ending of the path chooses.
+
+    The same figure gives the same file: neither a date nor the version of Matplotlib is
+    written.
+
+    **Raises:** `ValueError` for another ending.
+    """
+    import matplotlib as mpl
+
+    check_ending(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "sgfbias"}):
+        figure.savefig(path, metadata=METADATA[path.suffix.lower()])

@@ -1,18 +1,27 @@
 """The command line forgives: names that are nearly right, pipes that close, Ctrl-C."""
 
 import importlib.metadata
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
+from helpers import small_problem
+from rich.console import Console
 
 import sgfbias as sgf
 from sgfbias import cli
+from sgfbias.cli.bar import stages
 from sgfbias.cli.show import print_claims
-from sgfbias.study import claim
+from sgfbias.core import progress
+from sgfbias.study import claim, control, plotting, study_named
+from sgfbias.study.claim import summary
 
 
 @pytest.mark.parametrize(
@@ -90,3 +99,129 @@ def test_a_claim_without_a_reason_is_told_without_brackets():
     assert claim("It is so", "", holds=False, measured="3").told == "It is so: 3"
     told = claim("It is so", "", holds=False, measured="3", reason="why").told
     assert told == "It is so: 3 (why)"
+
+
+def test_an_observable_that_is_nearly_right_is_told():
+    problem = small_problem()
+    runs = sgf.simulate(
+        sgf.GradientDescent(0.02),
+        sgf.DiagonalNetwork.init(alpha=0.1, d=problem.d),
+        problem,
+        steps=4,
+    )
+    for lookup in (lambda: runs.final["bta"], lambda: runs.series["lss"], lambda: runs["lss"]):
+        with pytest.raises(KeyError, match=r"did you mean (beta|loss)\? .*loss"):
+            lookup()
+    with pytest.raises(ValueError, match=r"did you mean beta\? "):
+        sgf.simulate(runs.dynamics, runs.network, problem, steps=4, record=["bta"])
+    assert "bta" not in runs.final
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, runs.final)
+    assert set(doubled) == set(runs.final)
+    np.testing.assert_allclose(doubled["beta"], 2 * runs.final["beta"])
+    with pytest.raises(KeyError, match="did you mean beta"):
+        doubled["bta"]
+
+
+def test_an_option_that_is_nearly_right_is_told_for_its_own_study(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", "diagonal", "--alhpa", "3"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert end.value.code == 2
+    assert "--alhpa" in told
+    assert "--alpha FLOAT" in told
+    assert "sgfbias run diagonal --help" in told
+    assert not any(name in told for name in ("edge-of-stability", "svag", "fig1"))
+
+
+def test_the_help_of_a_study_says_what_it_does_once(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "svag", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    about = " ".join(study_named("svag").Config.__doc__.split())
+    assert told.count(about[:50]) == 1
+
+
+def rows(count, **changes):
+    return [claim(f"Statement {k} is so", "", holds=True, **changes) for k in range(count)]
+
+
+def test_many_claims_have_a_summary_and_failing_ones_are_in_it(capsys):
+    claims = [*rows(12), claim("It is broken", "", holds=False), *rows(2, must_hold=False)]
+    print_claims(claims)
+    told = capsys.readouterr().out
+    assert "It is broken" in told
+    assert told.count("holds") == 5
+    assert "--all prints the other 9 too" in told
+    print_claims(claims, every=True)
+    told = capsys.readouterr().out
+    assert told.count("holds") == 14
+    assert "--all" not in told
+
+
+def test_the_summary_has_what_the_study_marks_and_a_control():
+    claims = rows(12)
+    claims[7] = claim("The answer", "", holds=True, main=True)
+    claims[9] = control("the test can fail", "", holds=True)
+    told = [row.statement for row in summary(claims)]
+    assert told == [f"Statement {k} is so" for k in (0, 1, 2)] + [
+        "The answer",
+        "Control: the test can fail",
+    ]
+    assert summary(claims[:8]) == claims[:8]
+
+
+def test_the_stages_of_a_study_fit_80_columns_and_show_the_time_left():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    with stages(print, 60, console=console) as log:
+        log("stochastic gradient flow, 256 seeds x 100,000 steps, and a long description")
+        show = progress.reporter(None)
+        show.total = 4
+        for chunks in (1, 1, 0):
+            show(chunks)
+            time.sleep(0.3)
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()))
+    bars = [line.rstrip() for line in lines if "study" in line]
+    assert any(re.search(r"50%.* 0:0\d left, study 0:0\d of about 1:00$", line) for line in bars)
+    assert max(map(len, bars)) <= 80
+    assert progress.reporter(None)._show is None
+
+
+def test_the_stages_of_a_study_are_plain_lines_without_a_terminal(capsys):
+    with stages(print, 60) as log:
+        log("gradient descent")
+    assert capsys.readouterr().out == "gradient descent\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "begins"), [(".svg", b"<?xml"), (".pdf", b"%PDF"), (".png", b"\x89PNG")]
+)
+def test_the_ending_of_a_picture_chooses_its_format(ending, begins, tmp_path):
+    written = []
+    for name in ("a", "b"):
+        figure, (panel,) = plotting.panels(columns=1)
+        panel.plot([1, 10], [1, 2], label="curve")
+        plotting.finish(panel, title="title", x="x", y="y")
+        plotting.save(figure, tmp_path / f"{name}{ending}")
+        written.append((tmp_path / f"{name}{ending}").read_bytes())
+    assert written[0].startswith(begins)
+    assert written[0] == written[1]
+
+
+def test_a_picture_with_another_ending_is_refused_before_the_run(tmp_path, capsys):
+    words = ["run", "svag", "--quick", "--out", str(tmp_path), "--picture", "study.jpg"]
+    assert cli.main(words) == 2
+    assert "must end in .png, .svg, .pdf, but is study.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "study.zarr").exists()
+
+
+def test_runs_whose_step_size_is_far_too_large_warn_when_they_are_printed():
+    problem = small_problem()
+    network = sgf.DiagonalNetwork.init(alpha=0.1, d=problem.d)
+
+    def told(gamma):
+        flow = sgf.StochasticGradientDescent(gamma)
+        return repr(sgf.simulate(flow, network, problem, keys=sgf.seeds(0, 4), steps=1000))
+
+    assert "warning" not in told(0.02)
+    assert "4 of 4 seeds diverged: is the step size too large?" in told(2.0)

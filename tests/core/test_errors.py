@@ -530,6 +530,22 @@ def test_no_step_size_says_what_was_tried():
         find_step_size(PROBLEM, NET, probes=4, steps=50, candidates=[50.0])
 
 
+@pytest.mark.parametrize(("scale", "alpha"), [(3e-2, 0.1), (1e-3, 0.01)])
+def test_the_step_size_is_between_one_that_settles_and_the_next_that_does_not(scale, alpha):
+    """Small targets allow steps that are far above the first candidate, and with very
+    small ones nothing settles at it, because it is too slow.
+    """
+    small = sgf.SparseRegression(PROBLEM.X, scale * PROBLEM.y)
+    start = sgf.DiagonalNetwork.init(alpha=alpha, d=small.d, dtype=jnp.float64)
+    gamma, tried = find_step_size(small, start, probes=4, steps=400)
+    assert gamma == max(probe.step_size for probe in tried if probe.converged)
+    assert gamma > 5 * tried[0].step_size
+    above = [probe for probe in tried if probe.step_size > gamma]
+    assert not any(probe.converged for probe in above)
+    assert min(probe.step_size for probe in above) == pytest.approx(gamma / 0.85)
+    assert len(tried) <= 16 + 10
+
+
 def test_data_files(tmp_path):
     (tmp_path / "text.npz").write_text("not an archive")
     with pytest.raises(ValueError, match="not a"):

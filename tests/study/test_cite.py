@@ -237,3 +237,9 @@ def test_the_command_line_cites_studies_and_stores(runs, capsys, tmp_path):
     store.save(instead(runs, sgf.GradientDescent(0.05)).to_xarray(), tmp_path / "study.zarr")
     assert cli.main(["cite", str(tmp_path / "study.zarr")]) == 0
     assert "pesme2021" in keys(capsys.readouterr().out)
+    assert cli.main(["cite", "svag", "noisy-sgd", str(tmp_path / "study.zarr")]) == 0
+    told = capsys.readouterr().out
+    assert {"li2021", "sander2024", "pesme2021"} <= keys(told)
+    assert told.count("{pesme2021,") == 1
+    assert cli.main(["cite"]) == 2
+    assert "name what to cite" in capsys.readouterr().err

@@ -131,11 +131,11 @@ def reproduce(tmp_path, *options):
 def test_the_page_has_everything_escaped_and_stands_alone(studies, tmp_path, capsys):
     assert reproduce(tmp_path) == 0
     out = capsys.readouterr().out
-    assert [line.split()[:2] for line in out.splitlines()[:2]] == [
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [
         ["first", "ran"],
         ["second-one", "ran"],
     ]
-    assert "1 hold, 1 fail but only inform, 1 not applicable" in out.splitlines()[0]
+    assert "1 hold, 1 fail but only inform, 1 not applicable" in out.splitlines()[1]
     page = Page(tmp_path / "all" / "index.html")
     for words in (
         "Is <b>a & b</b> what it seems?",
@@ -196,6 +196,17 @@ def test_the_published_size_where_there_is_one(studies, tmp_path, capsys):
     assert studies["second-one"].runs == 1
     assert len(Page(tmp_path / "all" / "index.html").all("img")) == 2
     assert reproduce(tmp_path, "--overwrite") == 0
+
+
+def test_the_quick_size_and_the_time(studies, tmp_path, capsys):
+    for name, module in studies.items():
+        module.QUICK = FakeConfig(size=2 if name == "first" else 1)
+    assert reproduce(tmp_path, "--quick") == 0
+    assert "2 studies at the quick size\n" in capsys.readouterr().out
+    sizes = [store.load(tmp_path / "all" / name / "study.zarr").sizes["n"] for name in studies]
+    assert sizes == [2, 1]
+    assert reproduce(tmp_path, "--quick", "--paper") == 2
+    assert "but not both" in capsys.readouterr().err
 
 
 def test_one_that_raises_does_not_take_the_others_with_it(studies, tmp_path, capsys):

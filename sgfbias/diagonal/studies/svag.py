@@ -33,7 +33,7 @@ from sgfbias.study import (
     not_applicable,
     source,
 )
-from sgfbias.study.plotting import COLOURS, Figure, distribution, finish, panels
+from sgfbias.study.plotting import COLOURS, Figure, distribution, finish, panels, ticks
 from sgfbias.study.statistics import arrow, kolmogorov, mean_difference, power_law
 
 NAME = "svag"
@@ -254,6 +254,7 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         x="l",
         y="|difference|, bars: 2 standard errors",
     )
+    ticks(left, l)
     for row, colour, k in zip(
         ds["svag_shrinkage"].values,
         ("#fdd0a2", "#fdae6b", "#fd8d3c", "#e6550d", "#a63603"),

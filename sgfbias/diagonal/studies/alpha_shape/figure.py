@@ -74,5 +74,7 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         x="error |β − β*|²",
         y="distribution function",
         y_scale="linear",
+        room=0.3,
+        legend="upper left",
     )
     return figure

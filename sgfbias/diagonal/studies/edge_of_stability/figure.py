@@ -37,12 +37,13 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
                 quantile_band(
                     panel, x, shown, colour=colour, label=f.word, levels=LEVELS, style=style
                 )
-    for panel, title, y in (
-        (errors, "Error over gradient flow's error", "ratio of |β − β*|²"),
-        (gains, "Mean gain", "$2 \\log(\\alpha / \\alpha_\\infty)$"),
-        (shapes, "Shape of the gain", "gain on the support / gain off it"),
+    of_largest = "step size over the largest that converges"
+    for panel, title, y, room in (
+        (errors, "Error over gradient flow's error", "ratio of |β − β*|²", 0.0),
+        (gains, "Mean gain", "$2 \\log(\\alpha / \\alpha_\\infty)$", 0.0),
+        (shapes, "Shape of the gain", "gain on the support / gain off it", 0.25),
     ):
-        finish(panel, title=title, x="step size over the largest that converges", y=y)
+        finish(panel, title=title, x=of_largest, y=y, room=room)
         ticks(panel, 2.0 ** np.arange(-3, 1))
     errors.set_ylim(1e-5, 1e4)
     for panel in (errors, shapes):

@@ -122,5 +122,8 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         y="ratio",
         x_scale="linear",
         y_scale="linear",
+        room=0.25,
+        legend="upper right",
     )
+    right.locator_params(axis="x", integer=True)
     return figure

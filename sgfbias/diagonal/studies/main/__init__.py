@@ -34,8 +34,8 @@ class Config(SeededConfig):
     alpha: Positive = 0.01
     """Scale alpha of the initialisation, w_+ = w_- = alpha."""
     step_size: PositiveOrAuto = "auto"
-    """Step size gamma of GD, SGD and the flow; "auto" tries step sizes from the largest
-    down and takes the first at which SGD and its flow converge.
+    """Step size gamma of GD, SGD and the flow; "auto" tries several and takes the
+    largest at which SGD and its flow converge.
     """
     steps: Count = 100_000
     """Number of iterations of GD and SGD, and of steps of the flow at dt = gamma."""
@@ -71,6 +71,11 @@ class Config(SeededConfig):
     """Strength sigma of the isotropic noise that the negative control adds to the
     flow's own noise; at 0 nothing is added and the control cannot succeed.
     """
+
+    @property
+    def own_data(self) -> bool:
+        """Whether the problem is a user's own, read from `data`."""
+        return self.data is not None
 
 
 QUICK = Config(

@@ -35,7 +35,14 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         x="dt / γ",
         y="median relative gap",
     )
-    finish(along, title="Validation error along the runs", x="flow time", y="validation error")
+    finish(
+        along,
+        title="Validation error along the runs",
+        x="flow time",
+        y="validation error",
+        room=-0.45,
+        legend="lower left",
+    )
     effective = {
         name: np.exp(np.nanmean(values, axis=1))
         for name, values in by_noise(ds, "log_alpha").items()
