@@ -35,8 +35,9 @@ DIGITS = 2**5  # The points are loss integrals of five binary digits.
 GROUP = 8
 MAX_NUMBERS = 2**24  # largest size of the factors that a tile of seeds holds, in numbers
 MAX_STEPS = 30
-# How often the Hessian of a seed off the curve is factorised again.
-ROUNDS = 4
+# How often the Hessian of a seed off the curve is factorised again, and how far a step
+# with it may move the logarithm of a ratio of weights.
+ROUNDS, REACH = 12, 1.0
 
 
 class Points(NamedTuple):
@@ -238,18 +239,23 @@ def solve_closely(
     tolerance: Any,
 ) -> tuple[Array, Array, Array]:
     """`solve_nearby` for seeds that are close to the curve and not on it. Where the
-    factor of a neighbouring point is not close enough, the seed's own Hessian is
-    factorised, up to four times.
+    factor of a neighbouring point is not close enough, damped Newton steps with the
+    seed's own Hessian follow, up to twelve.
     """
-    X = equations[0]
+    X, y = equations
 
     def solve(nu: Array, factor: Array) -> tuple[Array, Array, Array]:
         return solve_nearby(equations, log_alpha, offset, nu, factor, accuracy, tolerance)
 
     def again(state: Any) -> Any:
-        nu, count, _, rounds = state
-        xi = xi_from(log_alpha, 4 * (nu @ X) + offset)
-        nu, more, solved = solve(nu, jax.vmap(lambda own: factor_psd(hessian(X, own)))(xi))
+        nu, count, solved, rounds = state
+        u = 4 * (nu @ X) + offset
+        factor = jax.vmap(lambda own: factor_psd(hessian(X, own)))(xi_from(log_alpha, u))
+        rest = beta_from(log_alpha, u) @ X.T - y
+        step = jax.vmap(lambda U, v: jax.scipy.linalg.cho_solve((U, False), v))(factor, rest)
+        move = jnp.max(jnp.abs(4 * (step @ X)), axis=1)
+        share = jnp.where(solved, 0, jnp.minimum(1, REACH / jnp.maximum(move, REACH)))
+        nu, more, solved = solve(nu - share[:, None] * step, factor)
         return nu, count + more, solved, rounds + 1
 
     return jax.lax.while_loop(

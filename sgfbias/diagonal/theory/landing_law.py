@@ -135,7 +135,7 @@ def _flow(runs: Trajectory, dynamics: StochasticGradientFlow) -> Law:
             mean = mean + gamma / (4 * n)
         elif isinstance(part, PerSampleNoise):
             sample = sample + gamma / (4 * n)
-        else:
+        elif isinstance(part, MinibatchNoise):
             factor = gamma * part.factor(n, dtype)
             sample, cross = sample + factor / (4 * n), cross + factor / (4 * n**2)
     euler = runs.solver == "Euler"
@@ -213,7 +213,7 @@ def _is_off(level: Any, runs: Trajectory) -> bool:
     """
     if not callable(level):
         return is_concrete(level) and float(level) == 0
-    last = int(runs.steps[-1])
+    last = 0 if runs.steps is None else int(runs.steps[-1])
     iterations = [
         min(int(runs.dynamics.clock.iteration(jnp.int32(last))) * k, 2**31 - 1) for k in LATER
     ]
