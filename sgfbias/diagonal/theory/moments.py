@@ -174,7 +174,7 @@ def _least_ritz_value(lengths: Array, ratios: Array, count: Array) -> Array:
     gradients, by bisection with Sturm's sequence, or 1 without any step.
     """
     lengths, ratios = lengths[:RITZ], ratios[:RITZ]
-    used = jnp.arange(RITZ) < count
+    used = jnp.arange(RITZ, dtype=jnp.int32) < count
     inverse = 1 / jnp.where(used, lengths, 1)
     before = jnp.concatenate([jnp.zeros(1, lengths.dtype), (ratios * inverse)[:-1]])
     diagonal = jnp.where(used, inverse + before, 1)
