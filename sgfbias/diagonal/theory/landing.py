@@ -450,7 +450,8 @@ def _rest_of_moments(
     besides.
     """
     present = u_from(beta, log_alpha)
-    zeta = (xi_from(log_alpha, u) + xi_from(log_alpha, present)) / 2
+    ends = xi_from(log_alpha, u), xi_from(log_alpha, present)
+    zeta = (ends[0] + ends[1]) / 2
     residuals = problem.X @ beta - problem.y
     A = (problem.X * zeta) @ problem.X.T
     rest = remaining_moments(A, residuals, law.moments, differentiable=law.traced)
@@ -462,5 +463,6 @@ def _rest_of_moments(
     scale = jnp.where(clear, divergence / jnp.where(clear, rest.energy, 1), 1)
     rest = rest._replace(J=scale * rest.J)
     fall = shrinkage(problem.X, rest.J, law.moments)
-    spread = scatter(problem.X, landed, zeta, residuals, fall, scale, rest, law.moments)
+    movement = jnp.abs(ends[0] - ends[1])
+    spread = scatter(problem.X, landed, zeta, movement, residuals, fall, scale, rest, law.moments)
     return jnp.trace(rest.J) / (4 * problem.n), rest.radius, rest.known, fall, spread

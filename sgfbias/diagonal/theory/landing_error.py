@@ -42,6 +42,7 @@ def scatter(
     X: Array,
     beta: Array,
     zeta: Array,
+    movement: Array,
     residuals: Array,
     fall: Array,
     scale: Array,
@@ -54,12 +55,14 @@ def scatter(
 
     - `beta`, `zeta`, `residuals`: (d,), (d,), (n,). The landed solution, the metric,
       and the present residuals.
+    - `movement`: (d,). How far the metric still moves.
     - `fall`: (d,). The expected fall of log alpha.
     - `scale`: the factor by which the linear equation was corrected.
     - `rest`, `law`: the solution of the equation, and its law.
     """
-    arrays = X, beta, zeta, residuals, fall, scale, rest, law
-    X, beta, zeta, residuals, fall, scale, rest, law = jax.lax.stop_gradient(arrays)
+    arrays = X, beta, zeta, movement, residuals, fall, scale, rest, law
+    arrays = jax.lax.stop_gradient(arrays)
+    X, beta, zeta, movement, residuals, fall, scale, rest, law = arrays
     n, d = X.shape
     lam, V, *_ = rest.modes
     there = lam > n * jnp.finfo(X.dtype).eps * lam[-1]
@@ -81,7 +84,13 @@ def scatter(
     first = _first_step(X, residuals, law)
     cubes = 8 / 3 * DEVIATIONS * jnp.sqrt(jnp.maximum(first, 0)) * fall
     absolute = absolute + size(zeta * cubes * _signs(d, X.dtype))
-    return Scatter(absolute, jnp.abs(scale - 1))
+    # The mean of a metric that falls exponentially from one end to the other differs
+    # from the mean of the ends by m^2/12, with m its movement relative to that mean.
+    w = X.T @ (V @ (reciprocal * (V.T @ residuals)))
+    energy = jnp.maximum(jnp.abs(rest.energy), jnp.finfo(X.dtype).tiny)
+    moved_metric = jnp.square(w) @ movement / energy
+    curved = DEVIATIONS * jnp.square(moved_metric) / 12
+    return Scatter(absolute, jnp.abs(scale - 1) + curved)
 
 
 def _signs(count: int, dtype: np.dtype) -> Array:
