@@ -297,9 +297,12 @@ def _variance_claims(ds: xr.Dataset) -> list[Claim]:
             measured=f"ratio {mean_loss:.3f}",
             tolerance="interval of the ratio does not contain 1",
             holds=not mean_loss.contains(1),
+            # How far the variances differ depends on the data: on 3 draws of 20 by less
+            # than the seeds resolve.
+            must_hold=False,
         )
         if widths[1] < 0.25
-        else not_applicable(CONTROL + other, LTE, few.format(widths[1])),
+        else not_applicable(CONTROL + other, LTE, few.format(widths[1]), must_hold=False),
     ]
 
 
