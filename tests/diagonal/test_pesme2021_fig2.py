@@ -47,10 +47,10 @@ class TestFig2(StudyCase):
             lambda v: v[::-1],
             "Among the flow's seeds a larger loss integral",
         ),
-        "off the curve": (
+        "off the minimiser": (
             "weights_curve_distance",
             lambda v: 0 * v + 0.1,
-            "ends on the curve of Theorem 1",
+            "ends at the minimiser that Theorem",
         ),
         "half the exponent does as well": (
             "weights_half_distance",

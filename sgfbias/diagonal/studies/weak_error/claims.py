@@ -273,7 +273,7 @@ def _variance_claims(ds: xr.Dataset) -> list[Claim]:
         "is SGD's (diagonal network, smallest step size)"
     )
     other = (
-        "with mean-loss noise the variance of the network's validation error is not SGD's, "
+        "With mean-loss noise the variance of the network's validation error is not SGD's, "
         "although the error of the mean shrinks with gamma as well"
     )
     few = (
@@ -290,7 +290,7 @@ def _variance_claims(ds: xr.Dataset) -> list[Claim]:
         )
         if widths[0] < 0.25
         else not_applicable(same, LTE, few.format(widths[0])),
-        control(
+        claim(
             other,
             LTE,
             predicted="a ratio of the two variances other than 1",
@@ -302,7 +302,7 @@ def _variance_claims(ds: xr.Dataset) -> list[Claim]:
             must_hold=False,
         )
         if widths[1] < 0.25
-        else not_applicable(CONTROL + other, LTE, few.format(widths[1]), must_hold=False),
+        else not_applicable(other, LTE, few.format(widths[1]), must_hold=False),
     ]
 
 
