@@ -400,6 +400,18 @@ def test_what_cannot_be_landed_says_why(case):
         sgf.land(sgf.simulate(dynamics, NETWORK, PROBLEM, keys=keys, steps=10))
 
 
+def test_a_schedule_of_label_noise_cannot_be_judged_while_it_is_traced():
+    def traced(log_alpha):
+        network = sgf.DiagonalNetwork.init(log_alpha=log_alpha, d=D)
+        descent = sgf.GradientDescent(0.02, label_noise=lambda k: jnp.where(k < 5, 0.1, 0.0))
+        return sgf.land(
+            sgf.simulate(descent, network, PROBLEM, keys=sgf.seeds(0, 1)[0], steps=20)
+        ).error
+
+    with pytest.raises(ValueError, match="cannot be seen while the run is being traced"):
+        jax.jit(traced)(jnp.log(0.1))
+
+
 def test_optax_is_refused():
     import optax
 

@@ -138,7 +138,7 @@ class Landing(eqx.Module):
         beyond = int(jnp.sum(self.radius >= 1))
         unstable = (
             f", {beyond} beyond mean-square stability: radius up to "
-            f"{float(jnp.max(self.radius)):.3g}"
+            f"{float(jnp.nanmax(self.radius)):.3g}"
             if beyond
             else ""
         )

@@ -213,6 +213,12 @@ def _is_off(level: Any, runs: Trajectory) -> bool:
     """
     if not callable(level):
         return is_concrete(level) and float(level) == 0
+    if not is_concrete(runs.steps):
+        raise ValueError(
+            "whether a schedule of label noise has reached 0 cannot be seen while the run is being "
+            "traced: land outside jit, vmap and grad, or continue from runs.networks without "
+            "label noise and land that"
+        )
     last = 0 if runs.steps is None else int(runs.steps[-1])
     iterations = [
         min(int(runs.dynamics.clock.iteration(jnp.int32(last))) * k, 2**31 - 1) for k in LATER
