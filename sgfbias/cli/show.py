@@ -188,7 +188,12 @@ def print_claims(claims: Sequence[Claim], *, every: bool = False) -> None:
     console.print(table)
     left = len(claims) - len(shown)
     more = f"; --all prints the other {left} too" if left else ""
-    console.print(f"Of {len(claims)} claims: {counts(claims)}{more}", highlight=False)
+    told = (
+        f"1 claim: {claims[0].verdict}"
+        if len(claims) == 1
+        else f"Of {len(claims)} claims: {counts(claims)}{more}"
+    )
+    console.print(told, highlight=False)
 
 
 def print_attributes(dataset: Dataset) -> None:

@@ -124,7 +124,7 @@ def test_names_in_their_order(theirs):
 def test_another_packages_study_runs_is_listed_and_shown(theirs, tmp_path, capsys):
     listed()
     assert cli.main(["run", "lab-first", "--size", "5", "--out", str(tmp_path / "out")]) == 0
-    assert "1 holds" in capsys.readouterr().out
+    assert "1 claim: holds" in capsys.readouterr().out
     assert cli.main(["show", str(tmp_path / "out" / "study.zarr"), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["config"]["size"] == 5
     assert cli.main(["list"]) == 0
