@@ -280,7 +280,12 @@ def served():
     """`sgfbias explore` as a process of its own: yields the process and its port.
     Ctrl-C at the end must end it cleanly.
     """
-    command = [sys.executable, "-m", "sgfbias.cli", "explore", "--port", "0", "--no-browser"]
+    # Jobs in the background ignore Ctrl-C, and so would what they start.
+    begin = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from sgfbias.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", begin, "explore", "--port", "0", "--no-browser"]
     root = str(Path(__file__).parents[2])
     env = {**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
