@@ -380,6 +380,7 @@ def _descent(config: ExploreConfig, problem: SparseRegression, network: Diagonal
         log_alpha=network.log_alpha,
         error=jnp.where(chosen.converged, 0.0, jnp.inf),
         remaining=jnp.zeros(()),
+        radius=jnp.zeros(()),
         validation_error=problem.validation_error(chosen.beta),
         selection=chosen,
     )
