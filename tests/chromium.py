@@ -180,6 +180,11 @@ def open_page(url, *, size=(1600, 1300)):
             with contextlib.closing(Wire(tab["webSocketDebuggerUrl"])) as wire:
                 page = Page(wire)
                 page.call("Page.navigate", url=url)
+                # Before that the elements of the page are not there.
+                page.wait(
+                    "location.href !== 'about:blank' && document.readyState !== 'loading'",
+                    seconds=60,
+                )
                 yield page
         finally:
             process.terminate()
