@@ -182,7 +182,8 @@ def open_page(url, *, size=(1600, 1300)):
                 page.call("Page.navigate", url=url)
                 # Before that the elements of the page are not there.
                 page.wait(
-                    "location.href !== 'about:blank' && document.readyState !== 'loading'",
+                    f"(location.href !== 'about:blank' || {json.dumps(url)} === 'about:blank') "
+                    "&& document.readyState !== 'loading'",
                     seconds=60,
                 )
                 yield page
