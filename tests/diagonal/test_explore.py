@@ -26,7 +26,8 @@ import sgfbias as sgf
 from sgfbias import cli
 from sgfbias.cli import explore as explore_command
 from sgfbias.diagonal.explore import app, snippet
-from sgfbias.diagonal.explore.compute import ExploreConfig, batch_size, explore, notes
+from sgfbias.diagonal.explore.compute import batch_size, explore, notes
+from sgfbias.diagonal.explore.config import ExploreConfig
 from sgfbias.diagonal.explore.controls import config_of, controls, exported
 from sgfbias.diagonal.explore.picture import picture
 

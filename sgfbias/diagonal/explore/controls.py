@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sgfbias.diagonal.explore.compute import ExploreConfig
+from sgfbias.diagonal.explore.config import ExploreConfig
 
 # Sizes come from short lists, because each size is compiled once. All other values are
 # traced.

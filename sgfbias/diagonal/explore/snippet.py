@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shlex
 
-from sgfbias.diagonal.explore.compute import ExploreConfig
+from sgfbias.diagonal.explore.config import ExploreConfig
 
 
 def command_line(config: ExploreConfig) -> str:
