@@ -18,16 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.cached import cached
 from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.descent import Iteration
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.fused import AbstractFused
-from sgfbias.core.observe import Observe, finish_runs
+from sgfbias.core.observe import Observe, finish_one, finish_runs
 from sgfbias.core.problem import Problem
+from sgfbias.core.products import Product
 from sgfbias.core.progress import Reporter
 from sgfbias.core.record import Segments
 from sgfbias.core.solver import OURS
+from sgfbias.core.steady import Steady, products_of
 from sgfbias.core.tiles import is_thread_safe, map_groups, map_seeds, run_tiles
 from sgfbias.core.weights import CoordinatesOf
 
@@ -52,6 +55,14 @@ class Engine(eqx.Module):
     group: int | None = eqx.field(static=True, default=None)
     # Gives the coordinates of a start, if every seed has a start of its own.
     coordinates_of: CoordinatesOf | None = None
+    # How matrix products are mapped over the seeds of a tile, see `map_seeds`.
+    how: Steady | None = eqx.field(static=True, default=None)
+    # The transpose of the inputs as a matrix of its own, for faster products.
+    transposed: Array | None = None
+
+    def transpose(self) -> tuple[Any, Any] | None:
+        """The inputs and their transpose, if there is one."""
+        return None if self.transposed is None else (self.problem.inputs, self.transposed)
 
     def of(self, start: Any) -> Engine:
         """The engine of a seed whose own start has the arrays `start`."""
@@ -173,6 +184,39 @@ class Engine(eqx.Module):
         return (y, solver_state, moving & ~reached, stopped), values
 
 
+def products_in(
+    engine: Engine, finish: Observe, network: Any, key: Array, start: Any = None
+) -> frozenset[Product] | None:
+    """The matrix products in a run that depend on the seed.
+
+    None if it has operations whose dependence on the size of a tile is not known.
+    """
+    return cached(_products_in, engine, finish, network, key, start)
+
+
+def _products_in(engine: Engine, finish: Observe, network: Any, key: Array, start: Any) -> Any:
+    """The answer of `products_in`, without its cache."""
+
+    def first(key: Array, own: Any = None) -> Any:
+        seed = engine.of(own)
+        return seed.start(network if own is None else engine.coordinates_of.network(own), key)
+
+    def rest(state: Any, key: Array, own: Any = None) -> Any:
+        seed = engine.of(own)
+        take = seed._taking(state, key, jnp.int32(0))
+        y, solver_state = take(state[:2], jnp.int32(0))
+        last = finish if own is None else finish.within(seed.coordinates)
+        return y, solver_state, seed.observe(y), finish_one(last, y)
+
+    def pair(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)
+
+    rows = jax.tree.map(pair, (key,) if start is None else (key, start))
+    state = jax.eval_shape(jax.vmap(first), *rows)
+    found = products_of(first, *rows), products_of(rest, state, *rows, transposed=engine.transpose())
+    return None if None in found else found[0] | found[1]
+
+
 class Tile(NamedTuple):
     """Seeds that run together.
 
@@ -190,12 +234,15 @@ def _start(engine: Engine, network: Any, tile: Tile) -> Any:
     if tile.keys is None:
         return engine.start(network, None)
     if tile.starts is None or engine.coordinates_of is None:
-        return map_seeds(lambda key: engine.start(network, key), tile.keys)
+        return map_seeds(
+            lambda key: engine.start(network, key), tile.keys, how=engine.how
+        )
     coordinates_of = engine.coordinates_of
     return map_seeds(
         lambda key, start: engine.of(start).start(coordinates_of.network(start), key),
         tile.keys,
         tile.starts,
+        how=engine.how,
     )
 
 
@@ -224,11 +271,8 @@ def _advance(
 
     if tile.keys is None:
         return one(state, None)
-    return (
-        map_seeds(one, state, tile.keys)
-        if tile.starts is None
-        else map_seeds(one, state, tile.keys, tile.starts)
-    )
+    own = () if tile.starts is None else (tile.starts,)
+    return map_seeds(one, state, tile.keys, *own, how=engine.how, transposed=engine.transpose())
 
 
 def run_tile(
@@ -274,7 +318,15 @@ def run_tile(
     )
     return (
         values,
-        *finish_runs(finish, state[0], batched, engine.group, engine.coordinates_of, tile.starts),
+        *finish_runs(
+            finish,
+            state[0],
+            batched,
+            engine.group,
+            engine.coordinates_of,
+            tile.starts,
+            engine.how,
+        ),
         state[3],
     )
 

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.problem import Problem
+from sgfbias.core.steady import Steady
 from sgfbias.core.tiles import map_groups, map_seeds
 
 
@@ -64,6 +65,13 @@ def all_finite(tree: Any) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
+def finish_one(finish: Observe, y: Any) -> Any:
+    """The values of one state at the end, its network, and whether it is finite."""
+    # Only arrays can be the result of a map, and a model also has functions.
+    network = eqx.filter(finish.coordinates.decode(y[0]), eqx.is_array)
+    return finish(y), jax.tree.map(key_words, network), all_finite(y)
+
+
 @eqx.filter_jit
 def finish_runs(
     finish: Observe,
@@ -72,6 +80,7 @@ def finish_runs(
     group: int | None = None,
     coordinates_of: Any = None,
     starts: Any = None,
+    how: Steady | None = None,
 ) -> Any:
     """The values at the end, the final network, and whether all numbers are finite.
 
@@ -79,17 +88,15 @@ def finish_runs(
     - `group`: the number of states that are evaluated at a time; None for all.
     - `coordinates_of`, `starts`: if given, every state has the coordinates that
       `coordinates_of` makes from its own row of `starts`.
+    - `how`: how matrix products are mapped over the states, see `map_seeds`.
     """
 
     def one(y: Any, start: Any = None) -> Any:
-        own = finish if start is None else finish.within(coordinates_of(start))
-        # Only arrays can be the result of a map, and a model also has functions.
-        network = eqx.filter(own.coordinates.decode(y[0]), eqx.is_array)
-        network = jax.tree.map(key_words, network)
-        return own(y), network, all_finite(y)
+        return finish_one(finish if start is None else finish.within(coordinates_of(start)), y)
 
     if group is not None:
         return map_groups(one, group, y)
     if not batched:
         return one(y)
-    return map_seeds(one, y) if starts is None else map_seeds(one, y, starts)
+    rows = (y,) if starts is None else (y, starts)
+    return map_seeds(one, *rows, how=how)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,17 +15,19 @@ from jaxtyping import Array
 
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import is_concrete, numpy_for
-from sgfbias.core.engine import Engine, Tile, map_tiles, run_tile
+from sgfbias.core.engine import Engine, Tile, map_tiles, products_in, run_tile
 from sgfbias.core.fused import choose_fused
 from sgfbias.core.network import AbstractNetwork
 from sgfbias.core.observe import is_key
 from sgfbias.core.problem import Problem
+from sgfbias.core.products import agreeing
 from sgfbias.core.progress import Reporter
 from sgfbias.core.record import cut, step_grid
 from sgfbias.core.run import Raw, Run
 from sgfbias.core.schedule import Clock, check_schedule
 from sgfbias.core.starts import Starts, draw
-from sgfbias.core.tiles import groups_of, take_rows, tile_index, tile_size
+from sgfbias.core.steady import Steady
+from sgfbias.core.tiles import few_members, groups_of, take_rows, tile_index, tile_size
 from sgfbias.core.weights import CoordinatesOf, cast
 
 
@@ -74,8 +77,8 @@ def run_stepped(
         recorded, steps, chunk if plain else block, run.stop is not None, one_row=not plain
     )
     kernel = choose_fused(fused, run, plain=plain, own_starts=starts is not None)
-    size = tile_size(_work(run))
-    group = None if kernel is None else size
+    largest = tile_size(_work(run))
+    group = None if kernel is None else largest
     limit = jnp.asarray(-jnp.inf if run.stop is None else run.stop, problem.dtype)
     engine = Engine(
         dynamics,
@@ -89,9 +92,15 @@ def run_stepped(
         group,
         coordinates_of,
     )
+    size = largest
     if kernel is not None:
-        size *= groups_of(jnp.size(keys), size, kernel.members)
-    tiles = _tiles(keys, size, starts, problem.dtype)
+        size *= groups_of(jnp.size(keys), largest, kernel.members)
+    elif plain and keys is not None and jax.default_backend() == "cpu":
+        if problem.inputs.ndim == 2:
+            engine = dataclasses.replace(engine, transposed=_transposed(problem.inputs))
+        size, how = _members(engine, run, starts, largest)
+        engine = dataclasses.replace(engine, how=how)
+    tiles = _tiles(keys, size, starts, problem.dtype, largest)
     if coordinates_of is not None and isinstance(network, AbstractNetwork):
         _check_starts(coordinates_of, tiles)
     report.total = len(tiles) * segments.start.shape[0]
@@ -178,10 +187,40 @@ def numbers(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _tiles(keys: Array | None, size: int, starts: Starts | None, dtype: Any) -> list[Tile]:
+def _transposed(matrix: Array) -> Array:
+    """The transpose of a matrix, with its own order in memory."""
+    return jnp.asarray(np.ascontiguousarray(np.asarray(matrix).T))
+
+
+def _members(
+    engine: Engine, run: Run, starts: Starts | None, largest: int
+) -> tuple[int, Steady | None]:
+    """The number of seeds of a tile, at most `largest`, and how products are mapped.
+
+    A tile is the smallest that suits the number of seeds and gives every seed the
+    digits that it has in the largest.
+    """
+    if largest == 1:
+        return 1, None
+    key = run.keys.reshape(-1)[0]
+    own = None if starts is None else cast(eqx.filter(starts.first, eqx.is_array), run.problem.dtype)
+    products = products_in(engine, run.finish, run.network, key, own)
+    if products is None:
+        return largest, None
+    once = agreeing(products, 2, largest, copies=True) if run.keys.size == 1 else frozenset()
+    size = few_members(run.keys.size, largest)
+    while size < largest and agreeing(products - once, size, largest) != products - once:
+        size, once = 2 * size, frozenset()
+    return size, Steady(once)
+
+
+def _tiles(
+    keys: Array | None, size: int, starts: Starts | None, dtype: Any, largest: int
+) -> list[Tile]:
     """The keys, and the starts if every seed has its own, in tiles of one size.
 
-    The last tile is padded with copies of its last member.
+    The last tile is padded with copies of its last member. Starts are drawn in tiles of
+    the `largest` size, as their digits may depend on it.
     """
     if keys is None:
         return [Tile(None)]
@@ -198,12 +237,28 @@ def _tiles(keys: Array | None, size: int, starts: Starts | None, dtype: Any) -> 
     if starts is None:
         return [Tile(part) for part in parts]
     if starts.make is not None:
-        return [Tile(part, cast(draw(starts.make, part), dtype)) for part in parts]
+        return [
+            Tile(part, start)
+            for part, start in zip(parts, _drawn(keys, size, starts, dtype, largest), strict=True)
+        ]
     arrays = cast(starts.arrays, dtype)
     return [
         Tile(part, arrays if whole else take_rows(arrays, row))
         for part, row in zip(parts, index, strict=True)
     ]
+
+
+def _drawn(keys: Array, size: int, starts: Starts, dtype: Any, largest: int) -> Iterator[Any]:
+    """The starts of every tile, drawn in tiles of the `largest` size."""
+    together = max(size, largest)
+    for group in tile_index(keys.size, together):
+        drawn = cast(draw(starts.make, take_rows(keys.reshape(-1), group)), dtype)
+        if together == size:
+            yield drawn
+            continue
+        for first in range(group[0], min(group[0] + together, keys.size), size):
+            row = np.minimum(np.arange(first, first + size), keys.size - 1)
+            yield take_rows(drawn, row - group[0])
 
 
 def _check_starts(coordinates_of: CoordinatesOf, tiles: list[Tile]) -> None:
@@ -220,7 +275,8 @@ def _check_starts(coordinates_of: CoordinatesOf, tiles: list[Tile]) -> None:
 
 def starts_in_tiles(run: Run, starts: Starts) -> Any:
     """The arrays of all starts, (seeds, ...), drawn as `run_stepped` draws them."""
-    tiles = _tiles(run.keys, tile_size(_work(run)), starts, run.problem.dtype)
+    size = tile_size(_work(run))
+    tiles = _tiles(run.keys, size, starts, run.problem.dtype, size)
     return jax.tree.map(
         lambda *leaves: jnp.concatenate(leaves)[: jnp.size(run.keys)],
         *(tile.starts for tile in tiles),

@@ -25,6 +25,7 @@ from jaxtyping import Array
 
 from sgfbias.core.cached import cached
 from sgfbias.core.checks import is_concrete
+from sgfbias.core.steady import Steady, steady
 
 # Seeds per tile. On a CPU with two cores, 64 per tile and one tile per core takes at
 # most a fifth longer than the best size from 64 to 512.
@@ -63,12 +64,24 @@ def tile_index(count: int, size: int | None = None) -> np.ndarray:
     return np.minimum(np.arange(tiles * size), count - 1).reshape(tiles, size)
 
 
-def map_seeds(function: Callable, *args: Any) -> Any:
+def few_members(count: int, largest: int) -> int:
+    """The number of members of a tile for `count` seeds, at most `largest`.
+
+    It is a power of two, and on a CPU every core has a tile.
+    """
+    each = math.ceil(count / (os.cpu_count() or 1))
+    return min(max(2 ** math.ceil(math.log2(each)), 2), largest)
+
+
+def map_seeds(function: Callable, *args: Any, how: Steady | None = None, **given: Any) -> Any:
     """Map `function` over the leading axis of a tile.
 
-    A tile of one member runs without a batch axis, which would halve the speed of
-    matrix products.
+    If `how` is given, the digits of matrix products do not depend on the size of the
+    tile, see `sgfbias.core.steady.steady`, which takes `given`. Otherwise a tile of one
+    member runs without a batch axis, which would halve the speed of matrix products.
     """
+    if how is not None:
+        return jax.vmap(steady(function, how, **given))(*args)
     if jax.tree.leaves(args)[0].shape[0] != 1:
         return jax.vmap(function)(*args)
     result = function(*jax.tree.map(lambda leaf: leaf[0], args))
