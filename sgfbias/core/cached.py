@@ -23,12 +23,7 @@ def cached(ask: Callable, function: Callable, *args: Any) -> Any:
     cached. The answer of `ask` must depend on arrays through their shapes and dtypes
     only, and must not depend on what `function` closes over.
     """
-    arrays, rest = eqx.partition((function, args), eqx.is_array)
-    leaves, structure = jax.tree.flatten(rest)
-    shapes = tuple(
-        (leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False))
-        for leaf in jax.tree.leaves(arrays)
-    )
+    leaves, structure = jax.tree.flatten((function, args))
     # 1 and True compare equal, in a structure as well as among the leaves. The text of
     # the structure and the types of the leaves keep them apart.
     key = (
@@ -36,8 +31,12 @@ def cached(ask: Callable, function: Callable, *args: Any) -> Any:
         jnp.result_type(float),
         structure,
         str(structure),
-        tuple((type(leaf), leaf) for leaf in leaves),
-        shapes,
+        tuple(
+            (jax.Array, leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False))
+            if eqx.is_array(leaf)
+            else (type(leaf), leaf)
+            for leaf in leaves
+        ),
     )
     try:
         # The cache itself stands for an answer that is not known, as None may be one.

@@ -26,11 +26,11 @@ from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.fused import AbstractFused
 from sgfbias.core.observe import Observe, finish_one, finish_runs
 from sgfbias.core.problem import Problem
-from sgfbias.core.products import Product
+from sgfbias.core.products import Product, Steady
 from sgfbias.core.progress import Reporter
 from sgfbias.core.record import Segments
 from sgfbias.core.solver import OURS
-from sgfbias.core.steady import Steady, products_of
+from sgfbias.core.steady import products_of
 from sgfbias.core.tiles import is_thread_safe, map_groups, map_seeds, run_tiles
 from sgfbias.core.weights import CoordinatesOf
 
@@ -185,21 +185,22 @@ class Engine(eqx.Module):
 
 
 def products_in(
-    engine: Engine, finish: Observe, network: Any, key: Array, start: Any = None
+    engine: Engine, finish: Observe, network: Any, key: Array, start: Any
 ) -> frozenset[Product] | None:
     """The matrix products in a run that depend on the seed.
 
     None if it has operations whose dependence on the size of a tile is not known.
     """
-    return cached(_products_in, engine, finish, network, key, start)
+    return cached(_products_in, finish, engine, network, key, start)
 
 
-def _products_in(engine: Engine, finish: Observe, network: Any, key: Array, start: Any) -> Any:
+def _products_in(finish: Observe, engine: Engine, network: Any, key: Any, start: Any) -> Any:
     """The answer of `products_in`, without its cache."""
 
-    def first(key: Array, own: Any = None) -> Any:
+    def first(key: Any, own: Any = None) -> Any:
         seed = engine.of(own)
-        return seed.start(network if own is None else engine.coordinates_of.network(own), key)
+        of = engine.coordinates_of
+        return seed.start(network if own is None or of is None else of.network(own), key)
 
     def rest(state: Any, key: Array, own: Any = None) -> Any:
         seed = engine.of(own)
@@ -213,8 +214,9 @@ def _products_in(engine: Engine, finish: Observe, network: Any, key: Array, star
 
     rows = jax.tree.map(pair, (key,) if start is None else (key, start))
     state = jax.eval_shape(jax.vmap(first), *rows)
-    found = products_of(first, *rows), products_of(rest, state, *rows, transposed=engine.transpose())
-    return None if None in found else found[0] | found[1]
+    at_start = products_of(first, *rows)
+    later = products_of(rest, state, *rows, transposed=engine.transpose())
+    return None if at_start is None or later is None else at_start | later
 
 
 class Tile(NamedTuple):
@@ -234,9 +236,7 @@ def _start(engine: Engine, network: Any, tile: Tile) -> Any:
     if tile.keys is None:
         return engine.start(network, None)
     if tile.starts is None or engine.coordinates_of is None:
-        return map_seeds(
-            lambda key: engine.start(network, key), tile.keys, how=engine.how
-        )
+        return map_seeds(lambda key: engine.start(network, key), tile.keys, how=engine.how)
     coordinates_of = engine.coordinates_of
     return map_seeds(
         lambda key, start: engine.of(start).start(coordinates_of.network(start), key),

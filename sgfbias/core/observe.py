@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.problem import Problem
-from sgfbias.core.steady import Steady
+from sgfbias.core.products import Steady
 from sgfbias.core.tiles import map_groups, map_seeds
 
 

@@ -3,28 +3,27 @@
 Mapped over the seeds of a tile, a product of shared inputs with the numbers of a seed
 becomes one product with rows for every seed. How a CPU sums such a product depends on
 its number of rows and on the layout of its factors, so a seed's last digits would
-depend on the size of its tile. Here the rows of the seeds stand on the left, and at
-most `ROWS` of them are multiplied at a time. The sums are then those of a single row
-for most shapes. A test of the product at hand, on random numbers, tells whether they
-are.
+depend on the size of its tile. If they do, at most `ROWS` rows are multiplied at a
+time, whose sums are those of a few rows for most shapes. Products of random numbers,
+taken once in every process, tell whether they do.
 """
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 # Rows that are multiplied at a time. From about 50 rows on, the sums of float32
 # products change.
 ROWS = 32
-
-_AGREE: dict[Any, bool] = {}
+# The digits of the products of random numbers that have been taken in this process.
+_DIGITS: dict[Any, list[bytes]] = {}
 
 
 class Product(NamedTuple):
@@ -43,92 +42,106 @@ class Product(NamedTuple):
         """The product of one seed."""
         return jax.lax.dot_general_p.bind(a, b, **dict(self.parameters))
 
-    def rows(self) -> int:
-        """The number of rows that a seed has in a product with a shared factor."""
+    def outer(self, which: int) -> int:
+        """The number of rows of a factor, as a matrix of rows times summed numbers."""
         contracted, shared = dict(self.parameters)["dimension_numbers"]
-        which = self.batched.index(True)
         out = {*contracted[which], *shared[which]}
         return max(1, math.prod(n for k, n in enumerate(self.shapes[which]) if k not in out))
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether one factor is the same for all seeds."""
+        return not all(self.batched)
 
-def take_once(product: Product, a: Any, b: Any) -> Any:
-    """The product of the first member, for every member."""
-    size = (a if product.batched[0] else b).shape[0]
-    first = [f[0] if own else f for f, own in zip((a, b), product.batched, strict=True)]
-    # Without the barriers the compiler would fuse the product with what follows, or see
-    # that the members are equal, and round differently.
-    once = jax.lax.optimization_barrier(product(*first))
-    return jax.lax.optimization_barrier(jnp.broadcast_to(once, (size, *once.shape)))
+    @property
+    def block(self) -> int:
+        """The number of seeds that are multiplied at a time."""
+        return max(1, ROWS // self.outer(self.batched.index(True)))
 
 
-def take_blocks(product: Product, a: Any, b: Any) -> Any:
-    """The product of every member.
+class Steady(NamedTuple):
+    """How the products of a program are mapped over seeds.
 
-    If one factor is shared, at most `ROWS` rows are multiplied at a time.
+    - `split`: the products that are taken in blocks of rows.
     """
-    if all(product.batched):
-        return jax.vmap(product)(a, b)
+
+    split: frozenset[Product] = frozenset()
+
+    def __call__(self, product: Product, a: Any, b: Any) -> Any:
+        """The product of every seed."""
+        return (_blocks if product in self.split else _whole)(product, a, b)
+
+
+def _whole(product: Product, a: Any, b: Any) -> Any:
+    """The product of every seed at once."""
+    axes = tuple(0 if own else None for own in product.batched)
+    return jax.vmap(product.__call__, axes)(a, b)
+
+
+def _blocks(product: Product, a: Any, b: Any) -> Any:
+    """The product of every seed, a block of seeds at a time."""
     moving, still = (a, b) if product.batched[0] else (b, a)
-    size, block = moving.shape[0], max(1, ROWS // product.rows())
+    size, block = moving.shape[0], product.block
 
-    def of(rows: Any) -> Any:
-        return product(rows, still) if product.batched[0] else product(still, rows)
+    def of(row: Any) -> Any:
+        return product(row, still) if product.batched[0] else product(still, row)
 
-    parts = [
-        of(moving[k])[None] if block == 1 else jax.vmap(of)(moving[k : k + block])
-        for k in range(0, size, block)
-    ]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+    if size <= block:
+        return jax.vmap(of)(moving)
+    if block == 1:
+        return jnp.stack([of(row) for row in moving])
+    return jnp.concatenate([jax.vmap(of)(moving[k : k + block]) for k in range(0, size, block)])
 
 
-def agreeing(
-    products: frozenset[Product], size: int, largest: int, *, copies: bool = False
-) -> frozenset[Product]:
-    """The products whose digits in a tile of `size` are those in one of `largest`.
+def choose(products: frozenset[Product], size: int, largest: int) -> tuple[int, Steady]:
+    """The size of a tile, from `size` to `largest`, and how its products are mapped.
 
-    The products are taken of random numbers. With `copies` the tile of `size` holds
-    copies of one member, whose product is taken once.
+    The size is the smallest at which every product has the digits that it has in a tile
+    of the largest size.
     """
-    asked = [product for product in products if (product, size, largest, copies) not in _AGREE]
-    if asked:
-        few, many = _sample(asked, size, largest, copies)
-        for product, a, b in zip(asked, few, many, strict=True):
-            alike = 1 if copies else size
-            same = np.array_equal(np.asarray(a)[:alike], np.asarray(b)[:alike])
-            _AGREE[product, size, largest, copies] = same
-    return frozenset(p for p in products if _AGREE[p, size, largest, copies])
+    wide = frozenset(p for p in products if p.is_shared and p.block < largest)
+
+    def narrow(product: Product, size: int) -> tuple[Product, Any, int]:
+        return product, _blocks if product in wide else _whole, size
+
+    in_largest = [(p, way, largest) for p in wide for way in (_whole, _blocks)]
+    _take([*in_largest, *(narrow(p, s) for p in products for s in (size, largest))])
+    split = frozenset(p for p in wide if _differ((p, _whole, largest), narrow(p, largest)))
+    while size < largest:
+        _take([narrow(p, size) for p in products])
+        if not any(_differ(narrow(p, size), narrow(p, largest)) for p in products):
+            break
+        size *= 2
+    return size, Steady(split)
 
 
-def _sample(products: list[Product], size: int, largest: int, copies: bool) -> Any:
-    """The products of random numbers in a tile of `size`, and in one of `largest`."""
-    generator = np.random.default_rng(0)
+def _differ(one: Any, other: Any) -> bool:
+    """Whether the seeds that two taken products share have different digits."""
+    return any(a != b for a, b in zip(_DIGITS[one], _DIGITS[other], strict=False))
 
-    def draw(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return generator.standard_normal(shape).astype(dtype)
 
-    many = [
-        [
-            draw((largest, *shape) if own else shape, dtype)
-            for shape, dtype, own in zip(p.shapes, p.dtypes, p.batched, strict=True)
-        ]
-        for p in products
-    ]
-
-    def small(factor: Any, own: bool) -> Any:
-        if not own:
-            return factor
-        return factor[:1].repeat(size, axis=0) if copies else factor[:size]
-
-    few = [
-        [small(f, own) for f, own in zip(pair, p.batched, strict=True)]
-        for pair, p in zip(many, products, strict=True)
-    ]
+def _take(asked: Iterable[tuple[Product, Any, int]]) -> None:
+    """Take products of random numbers, and remember the digits of each seed."""
+    missing = [key for key in dict.fromkeys(asked) if key not in _DIGITS]
+    if not missing:
+        return
 
     @jax.jit
-    def both(few: Any, many: Any) -> Any:
-        return tuple(
-            [take(p, *pair) for p, pair in zip(products, factors, strict=True)]
-            for take, factors in ((take_once if copies else take_blocks, few), (take_blocks, many))
-        )
+    def all_of(factors: Any) -> Any:
+        return [way(p, *pair) for (p, way, _), pair in zip(missing, factors, strict=True)]
 
-    return both(few, many)
+    factors = [_factors(product, size) for product, _, size in missing]
+    for key, found in zip(missing, all_of(factors), strict=True):
+        _DIGITS[key] = [
+            hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in np.asarray(found)
+        ]
+
+
+def _factors(product: Product, size: int) -> list[np.ndarray]:
+    """Random factors for `size` seeds, of which the first ones are always the same."""
+    return [
+        np.random.default_rng(which)
+        .standard_normal((size, *shape) if own else shape)
+        .astype(product.dtypes[which])
+        for which, (shape, own) in enumerate(zip(product.shapes, product.batched, strict=True))
+    ]

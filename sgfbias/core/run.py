@@ -24,6 +24,7 @@ class Run(NamedTuple):
     - `keys`: (seeds,), (), or None.
     - `times`: the number or the array of times to record, as the user gave it.
     - `stop`: the loss at which a seed is frozen, or None.
+    - `exact`: whether the digits of a seed may not depend on the number of seeds.
     """
 
     dynamics: AbstractDynamics
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     keys: Array | None
     times: Any
     stop: float | None
+    exact: bool = True
 
 
 class Raw(NamedTuple):

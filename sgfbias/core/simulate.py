@@ -50,6 +50,7 @@ def simulate(
     progress: Any = None,
     chunk: int = MAX_CHUNK,
     fused: Any = "auto",
+    exact: bool = True,
 ) -> Trajectory:
     """Train `network` on `problem` by `dynamics`, once per key.
 
@@ -97,6 +98,10 @@ def simulate(
       it.
       `"interpret"` runs it through XLA on any device, slowly, for tests.
 
+    - `exact`: True gives a seed the same digits whatever the number of seeds. On a CPU,
+      False lets the last digits of a run of fixed steps depend on it, which makes a run
+      of a single seed about 1.5 times faster.
+
     **Returns:** a `Trajectory`.
 
     **Raises:** `ValueError` for arguments that do not fit, which says what to do
@@ -119,6 +124,8 @@ def simulate(
     if not isinstance(coordinates, str | None):
         raise ValueError(f"`coordinates` must be a name, such as 'mirror', but is {coordinates!r}")
     check_choice(fused)
+    if not isinstance(exact, bool):
+        raise ValueError(f"`exact` must be True or False, but is {exact!r}")
     starts: Starts | None = None
     if isinstance(network, Drawn | Stacked):
         starts, keys = starts_of(
@@ -158,7 +165,9 @@ def simulate(
     observe, finish = Observe(moving, problem, series), Observe(moving, problem, finals, last=True)
 
     clock = dynamics.clock
-    run = Run(dynamics, moving, network, problem, solver, observe, finish, keys, record.times, stop)
+    run = Run(
+        dynamics, moving, network, problem, solver, observe, finish, keys, record.times, stop, exact
+    )
     coordinates_of = (
         None
         if starts is None

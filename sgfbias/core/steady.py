@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.custom_batching import custom_vmap
 
-from sgfbias.core.products import Product, take_blocks, take_once
+from sgfbias.core.products import Product, Steady
 
 # The result of these for one member may depend on how many members there are in other
 # ways than a product's, of which nothing is known here.
@@ -45,18 +45,9 @@ _CALLS = {
 _LOOPS = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
 
 
-class Steady(NamedTuple):
-    """How the products of a program are mapped over seeds.
-
-    - `once`: the products that are taken once, as all seeds of a tile are copies.
-    """
-
-    once: frozenset[Product] = frozenset()
-
-
 def steady(
     function: Callable,
-    how: Steady = Steady(),  # noqa: B008
+    how: Steady,
     *,
     transposed: tuple[Any, Any] | None = None,
     seen: set[Product] | None = None,
@@ -169,16 +160,14 @@ def _mapped(equation: Any, how: Steady, seen: set[Product] | None) -> Callable:
         )
         if seen is not None:
             seen.add(product)
-        return (take_once if product in how.once else take_blocks)(product, a, b), True
+        return how(product, a, b), True
 
     return mapped
 
 
 def _inner(value: Any) -> Iterator[Any]:
     """The jaxprs in a parameter of an equation."""
-    for leaf in jax.tree.leaves(
-        value, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
-    ):
+    for leaf in jax.tree.leaves(value, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
         inner = getattr(leaf, "jaxpr", leaf)
         if hasattr(inner, "eqns"):
             yield inner
@@ -220,5 +209,5 @@ def products_of(
         if name in _UNKNOWN or (name == "dot_general" and not replaceable):
             return None
     seen: set[Product] = set()
-    jax.eval_shape(jax.vmap(steady(function, transposed=transposed, seen=seen)), *args)
+    jax.eval_shape(jax.vmap(steady(function, Steady(), transposed=transposed, seen=seen)), *args)
     return frozenset(seen)

@@ -14,19 +14,18 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.cached import shapes_of
-from sgfbias.core.checks import is_concrete, numpy_for
+from sgfbias.core.checks import is_concrete, numpy_for, outside_traces
 from sgfbias.core.engine import Engine, Tile, map_tiles, products_in, run_tile
 from sgfbias.core.fused import choose_fused
 from sgfbias.core.network import AbstractNetwork
 from sgfbias.core.observe import is_key
 from sgfbias.core.problem import Problem
-from sgfbias.core.products import agreeing
+from sgfbias.core.products import Steady, choose
 from sgfbias.core.progress import Reporter
 from sgfbias.core.record import cut, step_grid
 from sgfbias.core.run import Raw, Run
 from sgfbias.core.schedule import Clock, check_schedule
 from sgfbias.core.starts import Starts, draw
-from sgfbias.core.steady import Steady
 from sgfbias.core.tiles import few_members, groups_of, take_rows, tile_index, tile_size
 from sgfbias.core.weights import CoordinatesOf, cast
 
@@ -98,7 +97,7 @@ def run_stepped(
     elif plain and keys is not None and jax.default_backend() == "cpu":
         if problem.inputs.ndim == 2:
             engine = dataclasses.replace(engine, transposed=_transposed(problem.inputs))
-        size, how = _members(engine, run, starts, largest)
+        size, how = _members(engine, run, keys, starts, largest)
         engine = dataclasses.replace(engine, how=how)
     tiles = _tiles(keys, size, starts, problem.dtype, largest)
     if coordinates_of is not None and isinstance(network, AbstractNetwork):
@@ -165,6 +164,8 @@ def _at_0(schedule: Any) -> Any:
 
 def closes_over_traced(network: Any, problem: Problem) -> bool:
     """Whether the model or the loss closes over a value that is being traced."""
+    if outside_traces():
+        return False
     # The answer is not cached, as values that a function closes over may have changed.
     return not is_concrete(eqx.filter_make_jaxpr(problem.risk)(network)[0].consts)
 
@@ -193,25 +194,22 @@ def _transposed(matrix: Array) -> Array:
 
 
 def _members(
-    engine: Engine, run: Run, starts: Starts | None, largest: int
+    engine: Engine, run: Run, keys: Array, starts: Starts | None, largest: int
 ) -> tuple[int, Steady | None]:
     """The number of seeds of a tile, at most `largest`, and how products are mapped.
 
-    A tile is the smallest that suits the number of seeds and gives every seed the
-    digits that it has in the largest.
+    A tile is the smallest that suits the number of seeds and, if the run is `exact`,
+    gives every seed the digits that it has in the largest.
     """
-    if largest == 1:
+    if largest == 1 or (keys.size == 1 and not run.exact):
         return 1, None
-    key = run.keys.reshape(-1)[0]
-    own = None if starts is None else cast(eqx.filter(starts.first, eqx.is_array), run.problem.dtype)
-    products = products_in(engine, run.finish, run.network, key, own)
+    arrays = None if starts is None else eqx.filter(starts.first, eqx.is_array)
+    own = cast(arrays, run.problem.dtype)
+    products = products_in(engine, run.finish, run.network, keys.reshape(-1)[0], own)
     if products is None:
         return largest, None
-    once = agreeing(products, 2, largest, copies=True) if run.keys.size == 1 else frozenset()
-    size = few_members(run.keys.size, largest)
-    while size < largest and agreeing(products - once, size, largest) != products - once:
-        size, once = 2 * size, frozenset()
-    return size, Steady(once)
+    few = few_members(keys.size, largest)
+    return choose(products, few, largest) if run.exact else (few, Steady())
 
 
 def _tiles(

@@ -25,7 +25,8 @@ from jaxtyping import Array
 
 from sgfbias.core.cached import cached
 from sgfbias.core.checks import is_concrete
-from sgfbias.core.steady import Steady, steady
+from sgfbias.core.products import Steady
+from sgfbias.core.steady import steady
 
 # Seeds per tile. On a CPU with two cores, 64 per tile and one tile per core takes at
 # most a fifth longer than the best size from 64 to 512.
