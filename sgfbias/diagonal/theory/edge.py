@@ -1,0 +1,391 @@
+r"""The largest step size at which second moments fall, from the data and a solution.
+
+Near a solution the residuals of a depth-2 diagonal network obey a linear equation with
+the matrix `A = X diag(xi) X^T`, xi = w_+^2 + w_-^2 (see `theory.moments`). Their second
+moments S obey a linear map. They fall if and only if the radius of the noise's feedback
+is below 1: of the map `S -> sum over time of the second moments that noise of the
+covariance C(S) causes`. In the eigenvectors of A, noise of covariance N is turned into
+
+    J_ij = N_ij G_ij,   G_ij = 16 lam_i lam_j / (1/g_ij + 16 c lam_i lam_j),
+
+with c the coefficient of the law's term in S itself, and with g_ij, for
+`mu = 2 lam / n` and `a = gamma mu`,
+
+    flow in exact time      1 / (mu_i + mu_j)
+    Euler's steps, SGD      1 / (mu_i + mu_j - tau mu_i mu_j)
+    heavy ball, momentum b  gamma (1 - b^2) / (b (a_i - a_j)^2
+                            + (1 - b)^2 ((1 + b) (a_i + a_j) - a_i a_j)).
+
+The last is the sum over k of `psi_k(a_i) psi_k(a_j)`, the impulse responses of the
+two-step recursion, by Cauchy's identity for complete homogeneous polynomials.
+Nesterov's method has the same with a numerator of first degree. All entries of G grow
+with gamma, so there is one edge, and all smaller step sizes are stable. For mean-loss
+noise in exact time it is `1 / <h, xi>`.
+
+This is stability in the mean square. A single path may fall beyond the edge: for the
+flow of a single example, `d log r^2 = (-4 lam / n - variance of the noise) dt + noise`
+falls at every step size. But its tails are then so heavy that its second moment grows,
+and a path that starts at a distance leaves the neighbourhood of the solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from sgfbias.core.checks import as_float, as_float_array, check_finite, check_shape, shown
+from sgfbias.core.descent import SVAG, AbstractDescent, GradientDescent, StochasticGradientDescent
+from sgfbias.core.flow import StochasticGradientFlow
+from sgfbias.core.noise import (
+    AbstractNoise,
+    MeanLossNoise,
+    MinibatchNoise,
+    NoNoise,
+    PerSampleNoise,
+    SumOfNoises,
+)
+from sgfbias.diagonal.network import DiagonalNetwork
+from sgfbias.diagonal.potential import u_from, xi_from
+from sgfbias.diagonal.problem import SparseRegression, check_regression
+from sgfbias.diagonal.theory.certificate import Selection
+from sgfbias.diagonal.theory.landing_law import law_of_batches, law_of_noise
+from sgfbias.diagonal.theory.minimum_norm import minimum_l1
+from sgfbias.diagonal.theory.moments import NoiseLaw
+from sgfbias.diagonal.theory.selection import select
+
+# Lanczos' method: the relative change of the radius that is enough, and the largest
+# number of products.
+ENOUGH, PRODUCTS = 1e-9, 200
+
+
+class Motion(NamedTuple):
+    """How residuals move near a solution, for a step size of 1 at loss scale 1/4.
+
+    - `law`: the law of the noise, whose coefficients are proportional to the step size.
+    - `momentum`, `nesterov`: of a discrete algorithm.
+    - `second`: whether the drift is that of the second-order modified equation.
+    - `discrete`: whether it is an algorithm.
+    - `words`: what moves, for people.
+    """
+
+    law: NoiseLaw
+    momentum: float
+    nesterov: bool
+    second: bool
+    discrete: bool
+    words: str
+
+    def gains(self, lam: np.ndarray, n: int, gamma: float) -> np.ndarray | None:
+        """The matrix G (k, k) of the module's equation at the step size `gamma`, or
+        None where already the mean of the residuals does not fall.
+        """
+        mu = 2 * lam / n
+        width, cross = gamma * float(self.law.width), gamma * float(self.law.cross)
+        if self.second:
+            mu = mu + gamma * mu**2 / 2
+        product = 16 * lam[:, None] * lam[None, :]
+        if self.momentum > 0:
+            inverse = _two_step(gamma * mu, self.momentum, self.nesterov)
+            if inverse is None:
+                return None
+            inverse = inverse / gamma
+        else:
+            if width * mu[-1] >= 2:
+                return None
+            inverse = mu[:, None] + mu[None, :] - width * mu[:, None] * mu[None, :]
+        return product / (inverse + cross * product)
+
+
+class StabilityEdge(eqx.Module):
+    """The edge of stability in the mean square of dynamics on a problem.
+
+    - `step_size`: the largest step size at which second moments fall. It is infinite
+      for a flow without noise.
+    - `criterion`: "mean-square". Single paths may fall beyond it.
+    - `words`: what moves.
+    - `beta`: (d,). The solution at which the edge is taken.
+    - `discrete`: whether the dynamics are a discrete algorithm.
+    """
+
+    references: ClassVar[dict[str, str]] = {"pesme2021": "the flow whose noise has this edge"}
+    step_size: float
+    beta: np.ndarray
+    criterion: str = eqx.field(static=True)
+    words: str = eqx.field(static=True)
+    discrete: bool = eqx.field(static=True)
+    _radius: Callable[[float], float] = eqx.field(static=True, repr=False)
+
+    def radius(self, gamma: Any) -> float:
+        """The radius of the noise's feedback at the step size `gamma`. Second moments
+        fall if and only if it is below 1. It is infinite where not even the mean of the
+        residuals falls.
+
+        **Raises:** `ValueError` unless gamma is a positive number.
+        """
+        gamma = as_float(gamma, "gamma")
+        if not 0 < gamma < np.inf:
+            raise ValueError(f"`gamma` must be positive and finite, but is {gamma:g}")
+        return self._radius(gamma)
+
+    def __repr__(self) -> str:
+        return (
+            f"StabilityEdge({self.words}: second moments fall below the step size "
+            f"{self.step_size:.4g})"
+        )
+
+
+def stability_edge(
+    problem: SparseRegression, dynamics_or_noise: Any, at: Any = None
+) -> StabilityEdge:
+    """The largest step size at which the second moments of the residuals fall near a
+    solution, from the data alone.
+
+    **Arguments:**
+
+    - `problem`: n up to 500 takes seconds. Data may be in any units.
+    - `dynamics_or_noise`: a noise model of the flow in exact time (mean-loss,
+      per-sample or minibatch noise, or sums of these); or a `StochasticGradientFlow`,
+      which is solved by Euler's scheme, so that its `dt` stays in proportion to the
+      step size; or `GradientDescent`, `StochasticGradientDescent` (any batch size,
+      drawn with or without replacement, with heavy-ball or Nesterov's momentum) or
+      `SVAG`. The step size of the dynamics does not matter.
+    - `at`: the solution. A `DiagonalNetwork` stands for the one that its alpha and its
+      offset select; a `Selection` or beta (d,) is taken as it is, with xi = |beta|. The
+      default is the solution of smallest l1 norm, the limit of small alpha. Noise
+      shrinks alpha along a run, which moves a run from the former towards the latter.
+
+    **Returns:** a `StabilityEdge`.
+
+    **Raises:** `ValueError` for dynamics without an edge, or whose second moments are
+    not derived, with the reason: random reshuffling, transformations of Optax, label
+    noise that is on, isotropic noise, schedules. Also if no beta fits the data.
+    """
+    check_regression(problem)
+    motion = motion_of(dynamics_or_noise, problem.n)
+    beta, xi = _solution(problem, at)
+    X = np.asarray(problem.X, np.float64)
+    lam, V = np.linalg.eigh((X * xi) @ X.T)
+    there = lam > len(lam) * np.finfo(np.float64).eps * max(lam[-1], 0)
+    lam, V, scale = lam[there], V[:, there], problem.time_scale
+
+    def radius(gamma: float) -> float:
+        return _radius_at(motion, lam, V, gamma * scale)
+
+    return StabilityEdge(
+        step_size=_edge(motion, lam, V) / scale,
+        beta=beta,
+        criterion="mean-square",
+        words=motion.words,
+        discrete=motion.discrete,
+        _radius=radius,
+    )
+
+
+def motion_of(dynamics: Any, n: int) -> Motion:
+    """How residuals move near a solution under `dynamics`, or under the flow in exact
+    time with a noise model.
+
+    **Raises:** `ValueError` for everything else, with the reason.
+    """
+    unit = jnp.ones(())
+    if isinstance(dynamics, AbstractNoise):
+        dynamics.check(n)
+        return Motion(_noise_law(dynamics, unit, n), 0.0, False, False, False, _flow(dynamics))
+    if isinstance(dynamics, StochasticGradientFlow):
+        if dynamics.is_scheduled:
+            raise ValueError(_SCHEDULE)
+        dynamics.check(n)
+        law = _noise_law(dynamics.noise, unit, n)
+        gamma = float(dynamics.step_size)
+        share = 1.0 if dynamics.dt is None else float(dynamics.dt) / gamma
+        words = f"{_flow(dynamics.noise)}, Euler's steps of {share:g} times the step size"
+        law = law._replace(width=share * unit)
+        return Motion(law, 0.0, False, dynamics.order == 2, False, words)
+    if not isinstance(dynamics, AbstractDescent):
+        raise ValueError(
+            "a stability edge is the step size of a stochastic flow or of a discrete algorithm: "
+            "`dynamics_or_noise` must be a noise model such as MeanLossNoise(), a "
+            "StochasticGradientFlow, GradientDescent, StochasticGradientDescent or SVAG, but is "
+            f"{shown(dynamics)}"
+        )
+    name = type(dynamics).__name__
+    if not isinstance(dynamics, GradientDescent | StochasticGradientDescent | SVAG):
+        raise ValueError(
+            f"the second moments under {name} are not derived, because its transformation of the "
+            "gradient need not be linear in it: use StochasticGradientDescent, or try step sizes"
+        )
+    if dynamics.batch_size is not None and dynamics.sampling == "random_reshuffling":
+        raise ValueError(
+            "the second moments under random reshuffling are not derived, because the batches of "
+            "an epoch depend on each other: use sampling='without_replacement', whose batches "
+            "have the same size and are independent"
+        )
+    if callable(dynamics.step_size):
+        raise ValueError(_SCHEDULE)
+    if dynamics.label_noise is not None:
+        raise ValueError(_LABELS)
+    dynamics.check(n)
+    momentum = 0.0 if dynamics.momentum is None else float(dynamics.momentum)
+    law = law_of_batches(dynamics, unit, n)
+    return Motion(law, momentum, bool(dynamics.nesterov), False, True, _algorithm(dynamics))
+
+
+_SCHEDULE = (
+    "a stability edge belongs to one step size, but step_size is a schedule: give a constant one "
+    "(its value does not matter), and compare the edge with the schedule's values"
+)
+_LABELS = (
+    "label noise is on, so second moments never fall to 0: give the dynamics without it, whose "
+    "edge is also the one below which second moments under label noise stay bounded"
+)
+
+
+def _noise_law(noise: AbstractNoise, unit: Any, n: int) -> NoiseLaw:
+    parts = noise.parts if isinstance(noise, SumOfNoises) else (noise,)
+    for part in parts:
+        if not isinstance(part, NoNoise | MeanLossNoise | PerSampleNoise | MinibatchNoise):
+            if type(part).__name__ == "LabelNoise":
+                raise ValueError(_LABELS)
+            raise ValueError(
+                f"the second moments under {type(part).__name__} are not derived: an edge needs a "
+                "noise whose covariance on the examples is quadratic in the residuals, which "
+                "mean-loss, per-sample and minibatch noise have"
+            )
+    return law_of_noise(parts, unit, n)
+
+
+def _flow(noise: AbstractNoise) -> str:
+    parts = noise.parts if isinstance(noise, SumOfNoises) else (noise,)
+    return "flow with " + " + ".join(type(part).__name__ for part in parts)
+
+
+def _algorithm(dynamics: AbstractDescent) -> str:
+    words = "gradient descent"
+    if dynamics.batch_size is not None:
+        words = f"{'SVAG' if dynamics.l > 1 else 'SGD'} in batches of {int(dynamics.batch_size)}"
+        words += "" if dynamics.sampling == "with_replacement" else " without replacement"
+    if dynamics.momentum is not None:
+        method = "Nesterov's" if dynamics.nesterov else "heavy-ball"
+        words += f", {method} momentum {float(dynamics.momentum):g}"
+    return words
+
+
+def _solution(problem: SparseRegression, at: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The solution (d,) and xi (d,) there."""
+    if isinstance(at, DiagonalNetwork):
+        if at.d != problem.d:
+            raise ValueError(
+                f"`at` has {at.d} features, but the problem has {problem.d}: use "
+                f"DiagonalNetwork.init(alpha=..., d={problem.d})"
+            )
+        chosen = select(problem, at.log_alpha, offset=at.offset)
+        log_alpha = jnp.asarray(at.log_alpha, problem.dtype)
+        xi = xi_from(log_alpha, u_from(chosen.beta, log_alpha))
+        return np.asarray(chosen.beta, np.float64), np.asarray(xi, np.float64)
+    if at is None:
+        beta = np.asarray(minimum_l1(problem), np.float64)
+    else:
+        given = as_float_array(at.beta if isinstance(at, Selection) else at, "at")
+        check_shape(given, "at", (problem.d,))
+        check_finite(given, "at")
+        beta = np.asarray(given, np.float64)
+    return beta, np.abs(beta)
+
+
+def _two_step(a: np.ndarray, b: float, nesterov: bool) -> np.ndarray | None:
+    """1/g (k, k) of heavy ball or of Nesterov's method, for `a = gamma mu` and the
+    momentum b, or None where the recursion of the mean is unstable.
+    """
+    one, other = a[:, None], a[None, :]
+    if not nesterov:
+        if a[-1] >= 2 * (1 + b):
+            return None
+        denominator = b * (one - other) ** 2 + (1 - b) ** 2 * (
+            (1 + b) * (one + other) - one * other
+        )
+        return denominator / (1 - b**2)
+    if a[-1] >= 2 * (1 + b) / (1 + 2 * b):
+        return None
+    # The recursion r' = s r - q r_before, driven by (1 + b) c - b c_before.
+    s, t, q, p = (1 + b) * (1 - one), (1 + b) * (1 - other), b * (1 - one), b * (1 - other)
+    determinant = 1 - s * t + p * (s**2 - 2 * q) + q * t**2 - p * q * s * t + (p * q) ** 2
+    numerator = ((1 + b) ** 2 + b**2) * (1 - p * q) - b * (1 + b) * (s - q * t + t - p * s)
+    return determinant / numerator
+
+
+def _radius_at(motion: Motion, lam: np.ndarray, V: np.ndarray, gamma: float) -> float:
+    """The radius at the step size `gamma` of loss scale 1/4."""
+    if not len(lam):
+        return 0.0
+    G = motion.gains(lam, V.shape[0], gamma)
+    if G is None:
+        return float("inf")
+    n = V.shape[0]
+    own = gamma * float(motion.law.sample)
+    all_ = own + gamma * float(motion.law.mean)
+    if all_ == 0:
+        return 0.0
+    own, all_ = np.sqrt(own), np.sqrt(all_)
+
+    def root(q: np.ndarray) -> np.ndarray:
+        return own * q + (all_ - own) * q.mean()
+
+    def move(p: np.ndarray) -> np.ndarray:
+        inner = G * ((V.T * root(p)) @ V)
+        return root(np.sum((V @ inner) * V, axis=1))
+
+    return _largest(move, np.full(n, n**-0.5))
+
+
+def _largest(move: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> float:
+    """The largest eigenvalue of a symmetric positive map by Lanczos' method, from a
+    start that its first eigenvector is not orthogonal to.
+    """
+    basis, diagonal, beside, value = [start], [], [], 0.0
+    for _ in range(min(PRODUCTS, len(start))):
+        image = move(basis[-1])
+        diagonal.append(float(basis[-1] @ image))
+        for _ in range(2):
+            for vector in basis:
+                image = image - (vector @ image) * vector
+        size = float(np.linalg.norm(image))
+        T = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+        before, value = value, float(np.linalg.eigvalsh(T)[-1])
+        if size <= 1e-13 * value or value - before <= ENOUGH * value:
+            break
+        beside.append(size)
+        basis.append(image / size)
+    return value
+
+
+def _edge(motion: Motion, lam: np.ndarray, V: np.ndarray) -> float:
+    """The step size of loss scale 1/4 at which the radius is 1."""
+    if not len(lam):
+        return float("inf")
+    guess = V.shape[0] / lam.sum()  # the edge of mean-loss noise in exact time
+    low, high, most, growth = 0.0, np.inf, 1e6 * guess, 1.05
+    noiseless = float(motion.law.sample) + float(motion.law.mean) == 0
+    if noiseless and motion.law.width == 0:
+        return float("inf")
+    for _ in range(200):
+        radius = _radius_at(motion, lam, V, guess)
+        if abs(radius - 1) < 1e-9:
+            break
+        if guess > most:  # the radius tends to a limit of at most 1
+            return float("inf")
+        low, high = (guess, high) if radius < 1 else (low, guess)
+        # The solution, if the radius is proportional to the step size.
+        step = guess / radius if 0 < radius < np.inf else np.inf
+        if high == np.inf:
+            guess, growth = min(max(step, growth * guess), 4 * guess), min(growth**2, 4)
+        elif high - low <= 1e-10 * high:
+            break
+        else:
+            margin = 1e-3 * (high - low)
+            inside = abs(radius - 1) < 0.5 and low + margin < step < high - margin
+            guess = step if inside else (low + high) / 2
+    return float(guess)
