@@ -345,7 +345,9 @@ def _largest(move: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -> flo
     """The largest eigenvalue of a symmetric positive map by Lanczos' method, from a
     start that its first eigenvector is not orthogonal to.
     """
-    basis, diagonal, beside, value = [start], [], [], 0.0
+    basis, value = [start], 0.0
+    diagonal: list[float] = []
+    beside: list[float] = []
     for _ in range(min(PRODUCTS, len(start))):
         image = move(basis[-1])
         diagonal.append(float(basis[-1] @ image))
