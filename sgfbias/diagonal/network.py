@@ -100,6 +100,15 @@ class DiagonalNetwork(AbstractLinearNetwork):
         """`w_+^2 + w_-^2`, (d,)."""
         return xi_from(self.log_alpha, self.log_ratio)
 
+    def with_path_sums(self) -> Any:
+        """The network with sums along its path, from which `lyapunov_identity` is
+        computed.
+        """
+        # It is a subclass of this class.
+        from sgfbias.diagonal.path_sums import SummedNetwork
+
+        return SummedNetwork.of(self)
+
     def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
         """The coordinates called `name` for this problem. The default is `"mirror"` for
         flows and `"weights"` for discrete algorithms.
