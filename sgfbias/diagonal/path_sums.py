@@ -116,7 +116,7 @@ class PathSums(AbstractCoordinates):
     targets: Array
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """The name of the coordinates without sums."""
         return self.base.name
 
