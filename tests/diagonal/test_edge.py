@@ -232,6 +232,20 @@ def test_other_refusals():
     assert found.radius(1e3) == np.inf
 
 
+def test_the_advice_is_a_fraction_of_the_edge():
+    problem = small_problem()
+    for dynamics, expected in ((SGD(0.1), (0.8, 0.6, 0.5)), (sgf.MeanLossNoise(), (0.6, 0.4, 0.4))):
+        found = sgf.stability_edge(problem, dynamics)
+        for share, fraction in zip((0.5, 0.95, 0.99), expected, strict=True):
+            assert found.advice(share) == pytest.approx(fraction * found.step_size)
+        assert found.advice() == found.advice(0.95)
+        for wrong in (0.0, 0.999):
+            with pytest.raises(ValueError, match="`share` must be above 0 and at most 0.99"):
+                found.advice(wrong)
+    with pytest.raises(ValueError, match="measured without momentum"):
+        sgf.stability_edge(problem, SGD(0.1, momentum=0.9)).advice()
+
+
 def test_nothing_to_fit_has_no_edge():
     problem = sgf.SparseRegression(np.eye(2, 3), np.zeros(2))
     assert edge(problem, SGD(0.1)) == np.inf

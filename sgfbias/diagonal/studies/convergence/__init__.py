@@ -9,7 +9,8 @@ from typing import Annotated
 
 from sgfbias.study import AtLeast, Between, Count, Positive, SeededConfig, source
 
-SECONDS = 90
+NAME = "convergence"
+SECONDS = 70
 P21 = source("pesme2021")
 REFERENCES = {"pesme2021": "the convergence guarantee, Theorem 1 and Lemmas 2 to 7"}
 WIDTHS = (1.0, 0.25, 0.0625)  # dt / gamma of the runs of the identity
@@ -106,11 +107,11 @@ class Config(SeededConfig):
 
 
 QUICK = Config(
-    sizes=((12, 30, 2), (20, 40, 3), (12, 30, 4), (20, 40, 6)),
+    sizes=((20, 40, 3), (15, 30, 4), (20, 40, 6), (15, 30, 6)),
     scales=(1.0, 2.0, 1.0, 0.5),
     fractions=(0.4, 0.6, 1.0, 1.5, 2.0),
     per_iteration=4,
-    batches=(1, 4, 16),
+    batches=(1, 4, 15),
     identity_seeds=64,
     event_seeds=1024,
     bound_seeds=8,

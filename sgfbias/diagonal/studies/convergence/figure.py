@@ -13,6 +13,7 @@ STYLES = (
     ("^-", COLOURS["control"]),
     ("v-", COLOURS["sgf"]),
 )
+RANGES = ("SGD", "mean-loss flow")  # for which the range of the problems is drawn
 
 
 def plot(ds: xr.Dataset, config: Config) -> Figure:
@@ -31,13 +32,14 @@ def _shares(axes: Axes, ds: xr.Dataset) -> None:
     for k, (noise, (style, colour)) in enumerate(zip(ds["noise"].values, STYLES, strict=True)):
         rows = shares[:, k]
         axes.plot(fractions, rows.mean(axis=0), style, color=colour, label=str(noise), markersize=4)
-        axes.fill_between(
-            fractions, rows.min(axis=0), rows.max(axis=0), color=colour, alpha=0.12, linewidth=0
-        )
+        if noise in RANGES:
+            axes.fill_between(
+                fractions, rows.min(axis=0), rows.max(axis=0), color=colour, alpha=0.15, linewidth=0
+            )
     axes.axvline(1, color=COLOURS["gd"], linewidth=1, linestyle=":")
     finish(
         axes,
-        title="Seeds that converge: mean and range of the problems",
+        title="Seeds that converge: mean over problems, range of two",
         x="step size / predicted edge",
         y="share of seeds",
         x_scale="linear",
@@ -92,7 +94,7 @@ def _paths(axes: Axes, ds: xr.Dataset) -> None:
         axes,
         title="The identity along five paths: V = drift + S",
         x="flow time",
-        y="value",
+        y="V, drift and S, in target / input",
         y_scale="linear",
         legend="lower left",
     )
