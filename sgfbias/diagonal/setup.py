@@ -52,12 +52,12 @@ def step_size(
     if config.step_size != "auto":
         return float(config.step_size)
     log("step size: looking near the predicted edge for the largest at which all settle")
-    gamma, tried = find_step_size(problem, network, **options)
+    edge = predicted_edge(problem)
+    gamma, tried = find_step_size(problem, network, edge=edge, **options)
     above = [probe.step_size for probe in tried if probe.step_size > gamma]
     log(f"gamma = {gamma:.4g} is the largest tried at which all probes of SGD and its flow settle")
     if above:
         log(f"  at {min(above):.4g}, the next larger one, some do not")
-    edge = predicted_edge(problem)
     if edge is not None:
         upper = f" to {min(above) / edge:.2f}" if above else ""
         log(

@@ -58,6 +58,7 @@ def find_step_size(
     steps: int = 3000,
     candidates: Any = None,
     label_noise: Any = None,
+    edge: float | None = None,
 ) -> tuple[float, list[Probe]]:
     """The largest tried step size for which every probe seed of SGD and of the
     mean-loss flow settles, while at the next larger one some seed does not.
@@ -78,6 +79,7 @@ def find_step_size(
       first success is taken.
     - `label_noise`: the label noise of SGD and of the flow, a number or a schedule. The
       loss falls to a tenth only after the label noise is off.
+    - `edge`: the predicted edge, if it has been computed already.
 
     **Returns:** the step size, and a `Probe` for each candidate that was tried.
 
@@ -106,7 +108,7 @@ def find_step_size(
         return tried[-1]
 
     if candidates is None:
-        found = _near(_first(problem), probe)
+        found = _near(_first(problem, edge), probe)
         if found is not None:
             return found, tried
     else:
@@ -133,10 +135,10 @@ def predicted_edge(problem: SparseRegression) -> float | None:
     return edge if math.isfinite(edge) else None
 
 
-def _first(problem: SparseRegression) -> float:
+def _first(problem: SparseRegression, edge: float | None) -> float:
     """The default candidate to try first."""
     top = 2 * problem.n / float(np.linalg.norm(np.asarray(problem.X, np.float64), 2)) ** 2
-    edge = predicted_edge(problem)
+    edge = predicted_edge(problem) if edge is None else edge
     return top if edge is None else top * RATIO ** math.ceil(math.log(edge / top, RATIO))
 
 
