@@ -1,5 +1,7 @@
 """For bad input every message says what was given, what was expected and what to do."""
 
+import types
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -12,6 +14,7 @@ from helpers import network, small_problem
 import sgfbias as sgf
 from sgfbias.diagonal import stepsize
 from sgfbias.diagonal.problem import load_problem
+from sgfbias.diagonal.setup import step_size
 from sgfbias.diagonal.stepsize import find_step_size, predicted_edge
 from sgfbias.study import store
 
@@ -553,6 +556,18 @@ def test_a_step_size_is_looked_for_above_and_below_the_first(monkeypatch):
         again, tried = find_step_size(PROBLEM, start, **options)
         assert tried[0].step_size == pytest.approx(factor * gamma)
         assert again == pytest.approx(gamma)
+
+
+def test_it_says_how_far_the_confirmed_edge_is_from_the_predicted_one():
+    start = sgf.DiagonalNetwork.init(alpha=0.1, d=PROBLEM.d, dtype=jnp.float64)
+    lines = []
+    config = types.SimpleNamespace(step_size="auto")
+    gamma = step_size(config, PROBLEM, start, lines.append, probes=4, steps=400)
+    edge = predicted_edge(PROBLEM)
+    assert f"predicted to fall below {edge:.4g}" in lines[-1]
+    assert (
+        f"the trials confirm is {gamma / edge:.2f} to {gamma / 0.85 / edge:.2f} times" in lines[-1]
+    )
 
 
 def test_data_without_a_solution_have_no_predicted_edge():

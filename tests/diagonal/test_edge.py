@@ -228,6 +228,8 @@ def test_other_refusals():
     found = sgf.stability_edge(problem, SGD(0.1))
     with pytest.raises(ValueError, match="`gamma` must be positive and finite, but is -1"):
         found.radius(-1.0)
+    with pytest.raises(ValueError, match="compute it outside jit, vmap and grad"):
+        jax.jit(lambda y: edge(sgf.SparseRegression(problem.X, y), SGD(0.1)))(problem.y)
     assert "SGD in batches of 1: second moments fall below the step size" in repr(found)
     assert found.radius(1e3) == np.inf
 

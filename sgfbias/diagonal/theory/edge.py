@@ -38,7 +38,14 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from sgfbias.core.checks import as_float, as_float_array, check_finite, check_shape, shown
+from sgfbias.core.checks import (
+    as_float,
+    as_float_array,
+    check_finite,
+    check_shape,
+    is_concrete,
+    shown,
+)
 from sgfbias.core.descent import SVAG, AbstractDescent, GradientDescent, StochasticGradientDescent
 from sgfbias.core.flow import StochasticGradientFlow
 from sgfbias.core.noise import (
@@ -197,9 +204,15 @@ def stability_edge(
 
     **Raises:** `ValueError` for dynamics without an edge, or whose second moments are
     not derived, with the reason: random reshuffling, transformations of Optax, label
-    noise that is on, isotropic noise, schedules. Also if no beta fits the data.
+    noise that is on, isotropic noise, schedules. Also if no beta fits the data, and
+    for data that are being traced.
     """
     check_regression(problem)
+    if not is_concrete((problem, dynamics_or_noise, at)):
+        raise ValueError(
+            "a stability edge is found by NumPy, from data that have values: compute it outside "
+            "jit, vmap and grad"
+        )
     motion = motion_of(dynamics_or_noise, problem.n)
     beta, xi = _solution(problem, at)
     X = np.asarray(problem.X, np.float64)
