@@ -68,8 +68,8 @@ from sgfbias.diagonal.theory.selection import select
 # Lanczos' method: the relative change of the radius that is enough, and the largest
 # number of products.
 ENOUGH, PRODUCTS = 1e-9, 200
-# Share of seeds -> the largest fraction of the edge at which so many converged, on
-# every one of ten draws of the four problems of the study `convergence`.
+# Share of seeds -> the largest fraction of the edge at which so many converged, over
+# the four problems of the study `convergence` and on every one of ten draws of them.
 ADVISED = {
     True: {0.75: 0.8, 0.98: 0.6, 0.99: 0.5},  # discrete algorithms
     False: {0.8: 0.6, 0.9: 0.5, 0.99: 0.4},  # flows, whose tails are heavier
