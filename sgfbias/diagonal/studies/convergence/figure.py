@@ -31,7 +31,8 @@ def _shares(axes: Axes, ds: xr.Dataset) -> None:
     fractions, shares = ds["fraction"].values, ds["share"].values
     for k, (noise, (style, colour)) in enumerate(zip(ds["noise"].values, STYLES, strict=True)):
         rows = shares[:, k]
-        axes.plot(fractions, rows.mean(axis=0), style, color=colour, label=str(noise), markersize=4)
+        label = f"{noise}, with the range" if noise in RANGES else str(noise)
+        axes.plot(fractions, rows.mean(axis=0), style, color=colour, label=label, markersize=4)
         if noise in RANGES:
             axes.fill_between(
                 fractions, rows.min(axis=0), rows.max(axis=0), color=colour, alpha=0.15, linewidth=0
@@ -39,7 +40,7 @@ def _shares(axes: Axes, ds: xr.Dataset) -> None:
     axes.axvline(1, color=COLOURS["gd"], linewidth=1, linestyle=":")
     finish(
         axes,
-        title="Seeds that converge: mean over problems, range of two",
+        title="Seeds that converge: mean over the problems",
         x="step size / predicted edge",
         y="share of seeds",
         x_scale="linear",
