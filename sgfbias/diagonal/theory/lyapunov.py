@@ -28,7 +28,8 @@ from jaxtyping import Array, Float
 
 from sgfbias.core.checks import as_float_array, check_shape, is_concrete, shown
 from sgfbias.core.trajectory import Trajectory
-from sgfbias.diagonal.path_sums import SCALARS, SummedNetwork
+from sgfbias.diagonal.network import SummedNetwork
+from sgfbias.diagonal.path_sums import SCALARS
 from sgfbias.diagonal.potential import xi_from
 from sgfbias.diagonal.theory.minimum_norm import minimum_l1
 
