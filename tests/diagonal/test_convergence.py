@@ -84,7 +84,7 @@ def at(fraction, value, noises=slice(None)):
 class TestConvergence(StudyCase):
     study = "convergence"
     small = (
-        "--sizes 8 20 2 8 20 3 --scales 1 .5 --fractions .4 .6 2 --seeds 8 --per-iteration 2 "
+        "--sizes 8 20 2 8 20 3 --scales 1 .5 --fractions .4 .6 2 --edge-seeds 8 --per-iteration 2 "
         "--batches 1 8 --identity-seeds 16 --event-seeds 64 --bound-seeds 4"
     )
     mutations = {

@@ -44,7 +44,7 @@ class Config(SeededConfig):
     """Step sizes in units of the predicted edge, increasing; 0.4, 0.6 and 2 must be
     among them.
     """
-    seeds: Annotated[int, AtLeast(8)] = 64
+    edge_seeds: Annotated[int, AtLeast(8)] = 64
     """Number of seeds for every problem, noise and step size."""
     horizon: Positive = 150.0
     """Length of these runs, in flow time over the edge of the mean-loss flow."""

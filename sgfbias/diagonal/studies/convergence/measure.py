@@ -210,7 +210,7 @@ def _share(config: Config, chosen: Problem, dynamics: Any) -> float:
     """The share of seeds whose loss falls by the factor `FALL`."""
     problem, network, least = chosen
     time = config.horizon / float(np.asarray(problem.h) @ np.abs(least))
-    keys = config.keys(0, config.seeds)
+    keys = config.keys(0, config.edge_seeds)
     runs = simulate(dynamics, network, problem, keys=keys, t1=time, record=Record((), 2))
     return float(np.mean(np.asarray(runs.final["loss"] < runs["loss"][:, 0] / FALL)))
 
