@@ -12,6 +12,7 @@ import pytest
 from helpers import network, small_problem
 
 import sgfbias as sgf
+from sgfbias.diagonal.theory.edge_law import two_step
 from sgfbias.diagonal.theory.landing_law import law_of_batches
 from sgfbias.diagonal.theory.moments import remaining_moments
 
@@ -152,6 +153,18 @@ def test_at_the_edge_the_exact_map_of_second_moments_has_radius_one(
     assert radius(0.98 * found.step_size)[1] < 1 + 1e-7
     assert radius(1.02 * found.step_size)[1] > 1 + 1e-4
     assert found.radius(0.98 * found.step_size) < 1 < found.radius(1.02 * found.step_size)
+
+
+def test_the_gains_grow_with_the_step_size():
+    """So there is one edge. Without momentum and for heavy ball this is proved."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        b, mu = rng.uniform(0.01, 0.99), np.sort(np.exp(2 * rng.normal(size=6)))
+        for nesterov, top in ((False, 2 * (1 + b)), (True, 2 * (1 + b) / (1 + 2 * b))):
+            steps = np.linspace(0.01, 0.999, 40) * top / mu[-1]
+            gains = np.array([g**2 / two_step(g * mu, b, nesterov) for g in steps])
+            assert np.all(gains > 0)
+            assert np.all(np.diff(gains, axis=0) > 0)
 
 
 def test_sgd_in_batches_of_one_has_the_edge_of_the_per_sample_flow():

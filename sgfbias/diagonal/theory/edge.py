@@ -19,8 +19,9 @@ with c the coefficient of the law's term in S itself, and with g_ij, for
 The last is the sum over k of `psi_k(a_i) psi_k(a_j)`, the impulse responses of the
 two-step recursion, by Cauchy's identity for complete homogeneous polynomials.
 Nesterov's method has the same with a numerator of first degree. All entries of G grow
-with gamma, so there is one edge, and all smaller step sizes are stable. For mean-loss
-noise in exact time it is `1 / <h, xi>`.
+with gamma (for Nesterov's method a test finds this, on random spectra), so there is one
+edge, and all smaller step sizes are stable. For mean-loss noise in exact time it is
+`1 / <h, xi>`.
 
 This is stability in the mean square. Pathwise stability, a negative top Lyapunov
 exponent, asks for less: under per-sample noise on one example, with A a number,

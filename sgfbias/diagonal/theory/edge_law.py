@@ -51,7 +51,7 @@ class Motion(NamedTuple):
             mu = mu + gamma * mu**2 / 2
         product = 16 * lam[:, None] * lam[None, :]
         if self.momentum > 0:
-            inverse = _two_step(gamma * mu, self.momentum, self.nesterov)
+            inverse = two_step(gamma * mu, self.momentum, self.nesterov)
             if inverse is None:
                 return None
             inverse = inverse / gamma
@@ -151,7 +151,7 @@ def _algorithm(dynamics: AbstractDescent) -> str:
     return words
 
 
-def _two_step(a: np.ndarray, b: float, nesterov: bool) -> np.ndarray | None:
+def two_step(a: np.ndarray, b: float, nesterov: bool) -> np.ndarray | None:
     """1/g (k, k) of heavy ball or of Nesterov's method, for `a = gamma mu` and the
     momentum b, or None where the recursion of the mean is unstable.
     """
