@@ -41,7 +41,13 @@ from sgfbias.diagonal.network import DiagonalNetwork as DiagonalNetwork
 from sgfbias.diagonal.problem import SparseRegression as SparseRegression
 from sgfbias.diagonal.product import ProductNetwork as ProductNetwork
 from sgfbias.diagonal.theory.curve import solution_curve as solution_curve
+from sgfbias.diagonal.theory.edge import StabilityEdge as StabilityEdge
+from sgfbias.diagonal.theory.edge import stability_edge as stability_edge
+from sgfbias.diagonal.theory.guarantee import Guarantee as Guarantee
+from sgfbias.diagonal.theory.guarantee import guarantee as guarantee
 from sgfbias.diagonal.theory.landing import land as land
+from sgfbias.diagonal.theory.lyapunov import LyapunovIdentity as LyapunovIdentity
+from sgfbias.diagonal.theory.lyapunov import lyapunov_identity as lyapunov_identity
 from sgfbias.diagonal.theory.minimum_norm import minimum_l1 as minimum_l1
 from sgfbias.diagonal.theory.minimum_norm import minimum_l2 as minimum_l2
 from sgfbias.diagonal.theory.selection import select as select

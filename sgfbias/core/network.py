@@ -59,6 +59,20 @@ class AbstractNetwork(eqx.Module):
         """
         return {}
 
+    def with_path_sums(self) -> AbstractNetwork:
+        """The same network, with observables that are summed along the path of a run,
+        see `Record`.
+
+        **Raises:** `ValueError` if the network has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} sums nothing along its path: leave out `path_sums` of Record"
+        )
+
+    def always_recorded(self) -> tuple[str, ...]:
+        """The observables that are recorded whatever else is asked for."""
+        return ()
+
     def dims(self) -> dict[str, tuple[str, ...]]:
         """The names of the dimensions of the observables that are not scalars."""
         return {}
@@ -89,3 +103,21 @@ def declares(network: Any, what: str) -> dict[str, Any]:
     A plain module declares nothing.
     """
     return getattr(network, what)() if isinstance(network, AbstractNetwork) else {}
+
+
+def always_recorded(network: Any) -> tuple[str, ...]:
+    """The observables of a network that are recorded whatever else is asked for."""
+    return network.always_recorded() if isinstance(network, AbstractNetwork) else ()
+
+
+def with_path_sums(network: Any) -> AbstractNetwork:
+    """The network with observables that are summed along the path of a run.
+
+    **Raises:** `ValueError` if it has none.
+    """
+    if not isinstance(network, AbstractNetwork):
+        raise ValueError(
+            f"{type(network).__name__} sums nothing along its path: leave out `path_sums` of "
+            "Record, which is for a DiagonalNetwork"
+        )
+    return network.with_path_sums()

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_float_array, as_whole
 from sgfbias.core.names import did_you_mean
-from sgfbias.core.network import declares
+from sgfbias.core.network import always_recorded, declares
 
 BUILT_IN = ("loss", "loss_integral")
 # Names that a Dataset of runs has besides those of observables.
@@ -45,10 +45,14 @@ class Record(NamedTuple):
       are always recorded.
     - `times`: a whole number >= 2 of log-spaced times, which include 0 and the end; or
       an increasing array of flow times. Default 200.
+    - `path_sums`: whether to sum along every path, step by step, what
+      `lyapunov_identity` needs, and to record it besides. Only for a `DiagonalNetwork`
+      under a first-order stochastic flow.
     """
 
     observables: Mapping[str, Callable[[Any], Array] | None] | Sequence[str] | None = None
     times: int | Any = 200
+    path_sums: bool = False
 
 
 def as_record(record: Any) -> Record:
@@ -100,12 +104,16 @@ def choose_observables(
     if record.observables is None:
         values = shapes_of(_values, declared, network)
         _check_dimensions(values, network, problem)
-        return {name: f for name, f in declared.items() if values[name].shape == ()}, declared
+        own = always_recorded(network)
+        return {
+            name: f for name, f in declared.items() if values[name].shape == () or name in own
+        }, declared
     asked = (
         record.observables
         if isinstance(record.observables, Mapping)
         else dict.fromkeys(record.observables)
     )
+    asked = {**dict.fromkeys(always_recorded(network)), **asked}
     series: dict[str, Callable] = {}
     for name, function in asked.items():
         if name in BUILT_IN and function is None:

@@ -19,7 +19,7 @@ from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.engine import MAX_CHUNK
 from sgfbias.core.fused import check_choice, choose_fused
 from sgfbias.core.names import Named
-from sgfbias.core.network import AbstractNetwork
+from sgfbias.core.network import AbstractNetwork, with_path_sums
 from sgfbias.core.observe import Observe, keys_again
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import reporter
@@ -142,6 +142,13 @@ def simulate(
             f"{type(network).__name__}"
         )
     dynamics.check(problem.n)
+    if record.path_sums:
+        if starts is not None:
+            raise ValueError(
+                "`path_sums` of Record belong to the path from one start, and every seed of this "
+                "run has a start of its own: run one start at a time"
+            )
+        network = with_path_sums(network)
     network = cast(network, problem.dtype)
     declares_itself = isinstance(network, AbstractNetwork)
     check_real(network)

@@ -39,7 +39,7 @@ class AbstractLinearNetwork(AbstractNetwork):
 
     def observables(self) -> dict[str, Callable[[Any], Array]]:
         """`beta` and the attributes named in `logs`, each of shape (d,)."""
-        return {name: _Read(name) for name in ("beta", *self.logs)}
+        return {name: Read(name) for name in ("beta", *self.logs)}
 
     def dims(self) -> dict[str, tuple[str, ...]]:
         """Dimension names of the observables."""
@@ -50,7 +50,7 @@ class AbstractLinearNetwork(AbstractNetwork):
         return {"beta": "target / input", **self.logs}
 
 
-class _Read(eqx.Module):
+class Read(eqx.Module):
     """A function that reads one attribute. Two readers of the same name are equal, so a
     second run of the same shape does not compile again.
     """

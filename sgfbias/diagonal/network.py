@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sgfbias.core.coordinates import AbstractCoordinates
-from sgfbias.diagonal.coordinates import COORDINATES
+from sgfbias.core.flow import StochasticGradientFlow
+from sgfbias.diagonal.coordinates import COORDINATES, covariance_shapes
 from sgfbias.diagonal.deep import DeepDiagonalNetwork
 from sgfbias.diagonal.initial import check_features, initial_log_alpha, positive_weights
-from sgfbias.diagonal.linear import AbstractLinearNetwork
+from sgfbias.diagonal.linear import AbstractLinearNetwork, Read
+from sgfbias.diagonal.path_sums import SCALARS, PathSums
 from sgfbias.diagonal.potential import beta_from, xi_from
 
 
@@ -100,6 +102,12 @@ class DiagonalNetwork(AbstractLinearNetwork):
         """`w_+^2 + w_-^2`, (d,)."""
         return xi_from(self.log_alpha, self.log_ratio)
 
+    def with_path_sums(self) -> Any:
+        """The network with sums along its path, from which `lyapunov_identity` is
+        computed.
+        """
+        return SummedNetwork.of(self)
+
     def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
         """The coordinates called `name` for this problem. The default is `"mirror"` for
         flows and `"weights"` for discrete algorithms.
@@ -122,3 +130,78 @@ class DiagonalNetwork(AbstractLinearNetwork):
                 f"coordinates must be one of {', '.join(map(repr, COORDINATES))}, but are {name!r}"
             )
         return COORDINATES[name](self, problem, dynamics)
+
+
+class SummedNetwork(DiagonalNetwork):
+    """A `DiagonalNetwork` with sums along its path.
+
+    - `residual_work`: the sum of `<r, dc>`.
+    - `residual_variation`: the integral of `r^T C r`, the quadratic variation of the
+      noise's part of `residual_work`.
+    - `xi_variation`: the integral of `<Q, xi>`.
+    - `shrinkage`: (d,). The integral of Q, which is half of what log alpha has lost.
+    """
+
+    logs: ClassVar[dict[str, str]] = {
+        **DiagonalNetwork.logs,
+        "log_ratio": "1",
+        "shrinkage": "log weight",
+    }
+    residual_work: Float[Array, ""]
+    residual_variation: Float[Array, ""]
+    xi_variation: Float[Array, ""]
+    shrinkage: Float[Array, " d"]
+
+    @classmethod
+    def of(cls, network: DiagonalNetwork) -> SummedNetwork:
+        """The network with all sums at 0."""
+        logs = (network.log_alpha, network.log_ratio, network.offset)
+        zero = jnp.zeros((), logs[0].dtype)
+        return cls(*logs, zero, zero, zero, jnp.zeros_like(logs[0]))
+
+    @property
+    def plain(self) -> DiagonalNetwork:
+        """The network without its sums."""
+        return DiagonalNetwork(self.log_alpha, self.log_ratio, self.offset)
+
+    @property
+    def sums(self) -> dict[str, Array]:
+        """The sums by name."""
+        return {name: getattr(self, name) for name in (*SCALARS, "shrinkage")}
+
+    def observables(self):
+        """The observables of the network, and its sums."""
+        names = {name: Read(name) for name in SCALARS}
+        return {**super().observables(), **names}
+
+    def units(self):
+        """The units of the observables."""
+        return {**super().units(), **SCALARS}
+
+    def with_path_sums(self):
+        """The network with all sums at 0."""
+        return SummedNetwork.of(self.plain)
+
+    def always_recorded(self):
+        """All that the identity needs."""
+        return ("log_alpha", "log_ratio", "shrinkage", *SCALARS)
+
+    def coordinates(self, name: str | None, problem: Any, dynamics: Any) -> AbstractCoordinates:
+        """The coordinates called `name` with the sums beside them.
+
+        **Raises:** `ValueError` for dynamics whose sums are not those of the identity.
+        """
+        if not isinstance(dynamics, StochasticGradientFlow) or dynamics.order != 1:
+            raise ValueError(
+                "`path_sums` of Record are those of a first-order stochastic flow, but the "
+                f"dynamics are {type(dynamics).__name__}"
+                f"{' of order 2' if isinstance(dynamics, StochasticGradientFlow) else ''}: use "
+                "StochasticGradientFlow(step_size), or leave out `path_sums`"
+            )
+        base = self.plain.coordinates(name, problem, dynamics)
+        if covariance_shapes(dynamics.noise, problem).features is not None:
+            raise ValueError(
+                "`path_sums` of Record need noise on the examples, but isotropic noise acts on the "
+                "features: use another noise, or leave out `path_sums`"
+            )
+        return PathSums(None, base, self, problem.targets)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.stepsize import find_step_size
+from sgfbias.diagonal.stepsize import find_step_size, predicted_edge
 from sgfbias.study.frame import Log, silent
 
 
@@ -51,10 +51,17 @@ def step_size(
     """
     if config.step_size != "auto":
         return float(config.step_size)
-    log("step size: looking for the largest at which SGD and its flow settle")
-    gamma, tried = find_step_size(problem, network, **options)
+    log("step size: looking near the predicted edge for the largest at which all settle")
+    edge = predicted_edge(problem)
+    gamma, tried = find_step_size(problem, network, edge=edge, **options)
     above = [probe.step_size for probe in tried if probe.step_size > gamma]
     log(f"gamma = {gamma:.4g} is the largest tried at which all probes of SGD and its flow settle")
     if above:
         log(f"  at {min(above):.4g}, the next larger one, some do not")
+    if edge is not None:
+        upper = f" to {min(above) / edge:.2f}" if above else ""
+        log(
+            f"  second moments are predicted to fall below {edge:.4g}; the edge that the trials "
+            f"confirm is {gamma / edge:.2f}{upper} times that"
+        )
     return gamma

@@ -1,5 +1,7 @@
 """For bad input every message says what was given, what was expected and what to do."""
 
+import types
+
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -10,8 +12,10 @@ import pytest
 from helpers import network, small_problem
 
 import sgfbias as sgf
+from sgfbias.diagonal import stepsize
 from sgfbias.diagonal.problem import load_problem
-from sgfbias.diagonal.stepsize import find_step_size
+from sgfbias.diagonal.setup import step_size
+from sgfbias.diagonal.stepsize import find_step_size, predicted_edge
 from sgfbias.study import store
 
 PROBLEM, NET, KEYS = small_problem(), network(), sgf.seeds(0, 2)
@@ -528,18 +532,47 @@ def test_no_step_size_says_what_was_tried():
 
 @pytest.mark.parametrize(("scale", "alpha"), [(3e-2, 0.1), (1e-3, 0.01)])
 def test_the_step_size_is_between_one_that_settles_and_the_next_that_does_not(scale, alpha):
-    """Small targets allow steps that are far above the first candidate, and with very
-    small ones nothing settles at it, because it is too slow.
-    """
+    """Small targets allow steps far above 2 / lambda_max, as the edge predicts."""
     small = sgf.SparseRegression(PROBLEM.X, scale * PROBLEM.y)
     start = sgf.DiagonalNetwork.init(alpha=alpha, d=small.d, dtype=jnp.float64)
     gamma, tried = find_step_size(small, start, probes=4, steps=400)
     assert gamma == max(probe.step_size for probe in tried if probe.converged)
-    assert gamma > 5 * tried[0].step_size
+    assert gamma > 5 * 2 * small.n / np.linalg.norm(np.asarray(small.X), 2) ** 2
+    edge = predicted_edge(small)
+    assert 0.85 * edge * (1 - 1e-9) <= tried[0].step_size <= edge * (1 + 1e-9)
     above = [probe for probe in tried if probe.step_size > gamma]
     assert not any(probe.converged for probe in above)
     assert min(probe.step_size for probe in above) == pytest.approx(gamma / 0.85)
-    assert len(tried) <= 16 + 10
+    assert len(tried) <= 8
+
+
+def test_a_step_size_is_looked_for_above_and_below_the_first(monkeypatch):
+    """Whatever the first candidate is, the same one is found."""
+    start = sgf.DiagonalNetwork.init(alpha=0.1, d=PROBLEM.d, dtype=jnp.float64)
+    options = {"probes": 4, "steps": 400}
+    gamma, _ = find_step_size(PROBLEM, start, **options)
+    for factor in (0.85**30, 0.85**5, 0.85**-10):
+        monkeypatch.setattr(stepsize, "predicted_edge", lambda p, f=factor: 1.001 * f * gamma)
+        again, tried = find_step_size(PROBLEM, start, **options)
+        assert tried[0].step_size == pytest.approx(factor * gamma)
+        assert again == pytest.approx(gamma)
+
+
+def test_it_says_how_far_the_confirmed_edge_is_from_the_predicted_one():
+    start = sgf.DiagonalNetwork.init(alpha=0.1, d=PROBLEM.d, dtype=jnp.float64)
+    lines = []
+    config = types.SimpleNamespace(step_size="auto")
+    gamma = step_size(config, PROBLEM, start, lines.append, probes=4, steps=400)
+    edge = predicted_edge(PROBLEM)
+    assert f"predicted to fall below {edge:.4g}" in lines[-1]
+    assert (
+        f"the trials confirm is {gamma / edge:.2f} to {gamma / 0.85 / edge:.2f} times" in lines[-1]
+    )
+
+
+def test_data_without_a_solution_have_no_predicted_edge():
+    assert predicted_edge(sgf.SparseRegression(np.ones((2, 1)), [1.0, 2.0])) is None
+    assert predicted_edge(sgf.SparseRegression(np.ones((1, 2)), [0.0])) is None
 
 
 def test_data_files(tmp_path):

@@ -29,6 +29,7 @@ from sgfbias.diagonal.explore import app, snippet
 from sgfbias.diagonal.explore.compute import batch_size, explore, notes
 from sgfbias.diagonal.explore.config import ExploreConfig
 from sgfbias.diagonal.explore.controls import config_of, controls, exported
+from sgfbias.diagonal.explore.edges import edges
 from sgfbias.diagonal.explore.picture import picture
 
 SMALL = ExploreConfig(alpha=0.1, step_size=0.05, n=8, d=20, sparsity=2, seeds=16, steps=200)
@@ -146,6 +147,23 @@ def test_sgd_itself_is_among_the_curves_and_close_to_its_flow(shown):
 )  # fmt: skip
 def test_sgd_is_drawn_where_a_batch_size_has_the_noise(strength, noise, batch):
     assert batch_size(dataclasses.replace(SMALL, strength=strength, noise=noise)) == batch
+
+
+def test_the_slider_is_marked_at_the_edges_of_stability():
+    problem = sgf.SparseRegression.sample(jax.random.key(0), n=8, d=20, sparsity=2)
+    least = np.asarray(sgf.minimum_l1(problem))
+    found = edges(SMALL, problem, 1, least)
+    sgd, flow = sgf.StochasticGradientDescent(1.0), sgf.StochasticGradientFlow(1.0)
+    assert found["SGD"] == pytest.approx(sgf.stability_edge(problem, sgd).step_size)
+    assert found["SGD's flow"] == pytest.approx(sgf.stability_edge(problem, flow).step_size)
+    # With half the variance of the noise, and steps as large as before.
+    half = edges(dataclasses.replace(SMALL, strength=0.5), problem, 2, least)
+    assert found["SGD's flow"] < half["SGD's flow"] < 2 * found["SGD's flow"]
+    assert half["SGD"] > found["SGD"]
+    assert edges(dataclasses.replace(SMALL, noise="none"), problem, None, least) == {}
+    assert list(edges(dataclasses.replace(SMALL, noise="label"), problem, None, least)) == [
+        "SGD's flow"
+    ]
 
 
 def stored():

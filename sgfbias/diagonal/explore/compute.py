@@ -23,6 +23,7 @@ from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
 from sgfbias.core.trajectory import Status
 from sgfbias.diagonal.explore.config import ExploreConfig
+from sgfbias.diagonal.explore.edges import edges
 from sgfbias.diagonal.network import DiagonalNetwork
 from sgfbias.diagonal.potential import u_from
 from sgfbias.diagonal.problem import SparseRegression
@@ -104,6 +105,7 @@ class Explored:
     - `effective_alpha`: the median of alpha_inf, at which the unit ball of phi_alpha is
       drawn besides the alpha of the start.
     - `gap`, `gap_start`: see `weights_gap`.
+    - `edges`: the predicted edges of stability, by the name of the curve.
     - `seconds`: the time that the computation took.
     """
 
@@ -122,6 +124,7 @@ class Explored:
     gap: float
     gap_start: float
     seconds: float
+    edges: dict[str, float]
 
     @property
     def shown(self) -> int:
@@ -172,6 +175,7 @@ def explore(config: ExploreConfig) -> Explored:
         beta_star = np.asarray(problem.beta_star)
         gap, gap_start = weights_gap(config, problem, network)
         alive = runs.log_alpha[known]
+        least = np.asarray(minimum_l1(problem))
         return Explored(
             config=config,
             runs=runs,
@@ -179,7 +183,7 @@ def explore(config: ExploreConfig) -> Explored:
             descent=descent,
             predicted=np.where(known[:, None], predicted, np.nan),
             beta_star=beta_star,
-            l1=np.asarray(minimum_l1(problem)),
+            l1=least,
             l2=np.asarray(minimum_l2(problem)),
             ceiling=float(1 / np.sum(h * np.abs(beta_star))),
             curve_integral=integrals,
@@ -187,6 +191,7 @@ def explore(config: ExploreConfig) -> Explored:
             effective_alpha=float(np.exp(np.median(alive))) if alive.size else float("nan"),
             gap=gap,
             gap_start=gap_start,
+            edges=edges(config, problem, batch_size(config), least),
             seconds=time.perf_counter() - started,
         )
 

@@ -111,7 +111,27 @@ function ball(alpha) {
   return {x: xs, y: ys};
 }
 
+function mark() {
+  // The slider of the step size, at the predicted edges of stability. The stored places
+  // of values are whole, so an edge lies between two of them.
+  const control = data.controls.find(c => c.name === "step_size");
+  const input = byId("control-step_size"), label = input.parentNode, last = control.values.length - 1;
+  label.querySelectorAll(".mark").forEach(old => old.remove());
+  for (const [name, edge] of Object.entries(shown.edges || {})) {
+    const above = control.values.findIndex(v => v >= edge);
+    const low = control.values[above - 1], high = control.values[above];
+    const place = above < 0 ? last : above === 0 ? 0 : above - 1 + (edge - low) / (high - low);
+    const text = `${name} ${edge.toPrecision(2)}`, right = place > last / 2;
+    const found = element(label, "span", right ? `${text} ▲` : `▲ ${text}`);
+    found.className = "mark " + (name === "SGD" ? "sgd" : "sgf");
+    found.title = "Predicted edge: above it second moments grow, and few seeds converge.";
+    found.style.marginLeft = `calc(${place / last} * (100% - 1rem) + 0.1rem)`;
+    if (right) found.style.transform = "translateX(calc(-100% + 0.8rem))";
+  }
+}
+
 function show() {
+  mark();
   const {config, coordinates: c} = shown, noisy = config.noise !== "none";
   const time = {label: "flow time (steps × gamma)", log: true};
   chart(byId("loss"), {title: "Training loss", x: time, y: {log: true}, series: curves("loss")});

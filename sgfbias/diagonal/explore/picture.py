@@ -39,6 +39,7 @@ def picture(explored: Explored) -> dict[str, Any]:
         },
         "coordinates": _coordinates(explored),
         "effective_alpha": _number(explored.effective_alpha),
+        "edges": {name: _number(edge) for name, edge in explored.edges.items()},
         "table": _table(explored),
         "texts": _texts(explored),
         "shell": snippet.command_line(config),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete, shown
 from sgfbias.core.descent import (
@@ -129,19 +131,39 @@ def _flow(runs: Trajectory, dynamics: StochasticGradientFlow) -> Law:
         return Law(dynamics.step_size)
     n, dtype = runs.problem.n, runs.problem.dtype
     gamma = jnp.asarray(dynamics.step_size, dtype) * runs.problem.time_scale
-    sample, mean, cross = (jnp.zeros((), dtype) for _ in range(3))
+    law = law_of_noise(parts, gamma, n)
+    euler = runs.solver == "Euler"
+    width = (dynamics.step_size if dynamics.dt is None else dynamics.dt) if euler else 0
+    width = jnp.asarray(width, dtype) * runs.problem.time_scale
+    return Law(dynamics.step_size, law._replace(width=width))
+
+
+def law_of_noise(parts: Sequence[AbstractNoise], gamma: Array, n: int) -> NoiseLaw:
+    """The law of second moments under a sum of mean-loss, per-sample and minibatch
+    noises, in continuous time, for the step size `gamma` at loss scale 1/4.
+    """
+    sample, mean, cross = (jnp.zeros_like(gamma) for _ in range(3))
     for part in parts:
         if isinstance(part, MeanLossNoise):
             mean = mean + gamma / (4 * n)
         elif isinstance(part, PerSampleNoise):
             sample = sample + gamma / (4 * n)
         elif isinstance(part, MinibatchNoise):
-            factor = gamma * part.factor(n, dtype)
+            factor = gamma * part.factor(n, gamma.dtype)
             sample, cross = sample + factor / (4 * n), cross + factor / (4 * n**2)
-    euler = runs.solver == "Euler"
-    width = (dynamics.step_size if dynamics.dt is None else dynamics.dt) if euler else 0
-    width = jnp.asarray(width, dtype) * runs.problem.time_scale
-    return Law(dynamics.step_size, NoiseLaw(sample, mean, cross, width, jnp.zeros((), dtype)))
+    return NoiseLaw(sample, mean, cross, jnp.zeros_like(gamma), jnp.zeros_like(gamma))
+
+
+def law_of_batches(dynamics: AbstractDescent, gamma: Array, n: int) -> NoiseLaw:
+    """The law of second moments under a discrete algorithm without momentum and with
+    independent batches, for the step size `gamma` at loss scale 1/4.
+    """
+    width = gamma / dynamics.l
+    if dynamics.batch_size is None:
+        return law_of_noise((), gamma, n)._replace(width=width, drift=width)
+    replace = dynamics.sampling == "with_replacement" or dynamics.batch_size == 1
+    noise = MinibatchNoise(dynamics.batch_size, replace)
+    return law_of_noise((noise,), gamma, n)._replace(width=width, drift=width)
 
 
 def _descent(runs: Trajectory, dynamics: AbstractDescent) -> NoiseLaw:
@@ -177,13 +199,7 @@ def _descent(runs: Trajectory, dynamics: AbstractDescent) -> NoiseLaw:
         )
     n, dtype = runs.problem.n, runs.problem.dtype
     gamma = jnp.asarray(dynamics.step_size, dtype) * runs.problem.time_scale
-    zero = jnp.zeros((), dtype)
-    width = gamma / dynamics.l
-    if dynamics.batch_size is None:
-        return NoiseLaw(zero, zero, zero, width, width)
-    replace = dynamics.sampling == "with_replacement" or dynamics.batch_size == 1
-    factor = gamma * MinibatchNoise(dynamics.batch_size, replace).factor(n, dtype)
-    return NoiseLaw(factor / (4 * n), zero, factor / (4 * n**2), width, width)
+    return law_of_batches(dynamics, gamma, n)
 
 
 def _parts(noise: AbstractNoise) -> tuple[AbstractNoise, ...]:
