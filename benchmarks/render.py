@@ -329,6 +329,27 @@ def plain(r: dict) -> str:
     )
 
 
+def few_seeds(r: dict) -> str:
+    """The section on runs of few seeds."""
+    found = r["times_the_scan"]
+    counts = list(dict.fromkeys(c for rows in found.values() for row in rows.values() for c in row))
+
+    def cell(row: dict, count: str) -> str:
+        value = row.get(count)
+        return "" if value is None else f"{value['call']:.2g} ({value['steps']:.2g})"
+
+    lines = (
+        (f"{name}, {dtype}", *(cell(row, count) for count in counts))
+        for name, rows in found.items()
+        for dtype, row in rows.items()
+    )
+    fixed = number(r["milliseconds_of_a_call_of_one_step"])
+    return (
+        table(("times the scan, by seeds", *counts), lines)
+        + f"\n\nA warm call of one seed and one step takes {fixed} ms."
+    )
+
+
 SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "step_cost": ("Cost of a step", step_cost),
     "strong_error": ("Time to a strong error", strong_error),
@@ -336,6 +357,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "landed_answer": ("Time to the landed answer", landed_answer),
     "main_job": ("The main job", plain),
     "scaling": ("Seeds, size, steps, memory", scaling),
+    "small": ("Few seeds", few_seeds),
     "compile_time": ("Compiling", compile_time),
     "import_time": ("Importing", plain),
     "stale_programs": ("Looking for changes that stored programs miss", plain),

@@ -24,6 +24,7 @@ import precision
 import promises
 import protocol
 import scaling
+import small
 from measure import store
 
 MEASUREMENTS = {
@@ -45,6 +46,7 @@ MEASUREMENTS = {
         scaling.random_numbers,
         scaling.stale_programs,
         protocol.linear_three,
+        small.small,
     )
 }
 

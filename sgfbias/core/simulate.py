@@ -50,7 +50,7 @@ def simulate(
     progress: Any = None,
     chunk: int = MAX_CHUNK,
     fused: Any = "auto",
-    exact: bool = True,
+    exact: Any = True,
 ) -> Trajectory:
     """Train `network` on `problem` by `dynamics`, once per key.
 
