@@ -16,6 +16,30 @@ from jax.custom_batching import custom_vmap
 
 from sgfbias.core.products import Product, Steady
 
+# On a CPU these primitives call functions outside XLA, which wait for its thread pool.
+# Two such programs at once lock up (with jax 0.10.1, but not with 0.12).
+CALLS_OUT = {
+    "cholesky",
+    "cholesky_update",
+    "lu",
+    "qr",
+    "geqrf",
+    "geqp3",
+    "householder_product",
+    "svd",
+    "eig",
+    "eigh",
+    "schur",
+    "hessenberg",
+    "tridiagonal",
+    "tridiagonal_solve",
+    "triangular_solve",
+    "custom_call",
+    "ffi_call",
+    "pure_callback",
+    "io_callback",
+    "debug_callback",
+}
 # The result of these for one member may depend on how many members there are in other
 # ways than a product's, of which nothing is known here.
 _UNKNOWN = {
@@ -206,7 +230,7 @@ def products_of(
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), args)
     for equation, replaceable in _equations(jax.make_jaxpr(function)(*one).jaxpr):
         name = equation.primitive.name
-        if name in _UNKNOWN or (name == "dot_general" and not replaceable):
+        if name in CALLS_OUT or name in _UNKNOWN or (name == "dot_general" and not replaceable):
             return None
     seen: set[Product] = set()
     jax.eval_shape(jax.vmap(steady(function, Steady(), transposed=transposed, seen=seen)), *args)

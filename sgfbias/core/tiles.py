@@ -3,9 +3,10 @@
 With tiles a result does not depend on the other members of its batch, and one compiled
 program serves batches of any size. Matrix products of different shapes round
 differently. Everything that is batched over seeds therefore runs in tiles of a fixed
-number of seeds, of which the last one is padded with copies of its last member. On a
-CPU every core can run its own tile in a thread, as a small tile leaves cores idle.
-Several devices take tiles in turn.
+number of seeds, of which the last one is padded with copies of its last member. Runs of
+few seeds take smaller tiles, if their products then have the same digits (see
+`sgfbias.core.steady`). On a CPU every core can run its own tile in a thread, as a small
+tile leaves cores idle. Several devices take tiles in turn.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jaxtyping import Array
 from sgfbias.core.cached import cached
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.products import Steady
-from sgfbias.core.steady import steady
+from sgfbias.core.steady import CALLS_OUT, steady
 
 # Seeds per tile. On a CPU with two cores, 64 per tile and one tile per core takes at
 # most a fifth longer than the best size from 64 to 512.
@@ -137,32 +138,6 @@ def run_tiles(run: Callable[[Any], Any], tiles: Sequence[Any], *, threads: bool)
     return [rows[k % workers][k // workers] for k in range(len(tiles))]
 
 
-# On a CPU these primitives call functions outside XLA, which wait for its thread pool.
-# Two such programs at once lock up (with jax 0.10.1, but not with 0.12).
-_CALLS_OUT = {
-    "cholesky",
-    "cholesky_update",
-    "lu",
-    "qr",
-    "geqrf",
-    "geqp3",
-    "householder_product",
-    "svd",
-    "eig",
-    "eigh",
-    "schur",
-    "hessenberg",
-    "tridiagonal",
-    "tridiagonal_solve",
-    "triangular_solve",
-    "custom_call",
-    "ffi_call",
-    "pure_callback",
-    "io_callback",
-    "debug_callback",
-}
-
-
 def is_thread_safe(function: Callable, *args: Any) -> bool:
     """Whether two threads may run the traceable `function` at once.
 
@@ -177,9 +152,9 @@ def _thread_safe(function: Callable, *args: Any) -> bool:
 
 
 def _calls_out(jaxpr: Any) -> bool:
-    """Whether a jaxpr, or one inside it, has one of the primitives in `_CALLS_OUT`."""
+    """Whether a jaxpr, or one inside it, has one of the primitives in `CALLS_OUT`."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name in _CALLS_OUT:
+        if equation.primitive.name in CALLS_OUT:
             return True
         for value in jax.tree.leaves(
             equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
