@@ -13,11 +13,12 @@ import jax
 import tyro
 
 from sgfbias.cli import EXIT_BAD_INPUT, EXIT_FAILED, parsed
+from sgfbias.cli.bar import stages
 from sgfbias.ensemble.driver import SweepInterrupted
 from sgfbias.study import report
 from sgfbias.study.claim import Claim
 from sgfbias.study.execute import STORE, differences, execute, stored_report
-from sgfbias.study.frame import Study, study_named
+from sgfbias.study.frame import Study, silent, study_named
 from sgfbias.study.registry import names
 
 
@@ -91,7 +92,7 @@ def reproduce(
     """
     claim_failed = did_not_run = False
     print(_plan(studies, paper=paper, quick=quick), flush=True)
-    for study in studies:
+    for position, study in enumerate(studies, 1):
         name = study.name
         folder = out / name
         try:
@@ -102,7 +103,11 @@ def reproduce(
                 if paper and study.has_paper
                 else study.Config()
             )
-            state, found = _one(study, config, folder, overwrite, verbose)
+            # The bar says which study runs. Lines of its own would fill the page.
+            expected = None if quick or paper else study.entry.seconds
+            with stages(silent, expected) as line:
+                line(f"{position} of {len(studies)}: {name}")
+                state, found = _one(study, config, folder, overwrite, verbose)
         except SweepInterrupted:
             raise  # The user asked to stop; the study itself did not fail.
         except Exception as error:  # The failure of one study must not stop the others.

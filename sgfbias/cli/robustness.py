@@ -4,6 +4,7 @@ hold.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Annotated, Literal
 import tyro
 
 from sgfbias.cli import EXIT_FAILED, parsed
+from sgfbias.cli.bar import stages
 from sgfbias.study import plotting, robustness
-from sgfbias.study.frame import Study, study_named
+from sgfbias.study.frame import Study, silent, study_named
 from sgfbias.study.registry import names
 
 
@@ -63,14 +65,19 @@ class RobustnessCommand:
         talk = self.format == "table"
         if talk:
             print(f"{study.name}: {self.draws} draws", flush=True)
-        rows = robustness.run(
-            study,
-            config,
-            range(self.first, self.first + self.draws),
-            self.out / study.name,
-            overwrite=self.overwrite,
-            log=(lambda line: print(f"  {line}", flush=True)) if talk else lambda line: None,
-        )
+        with (
+            stages(lambda line: print(f"  {line}", flush=True), None)
+            if talk
+            else (contextlib.nullcontext(silent)) as log
+        ):
+            rows = robustness.run(
+                study,
+                config,
+                range(self.first, self.first + self.draws),
+                self.out / study.name,
+                overwrite=self.overwrite,
+                log=log,
+            )
         found = robustness.summary(study, config, rows)
         folder = self.out / study.name
         (folder / robustness.SUMMARY).write_text(json.dumps(found, indent=1) + "\n")
