@@ -62,6 +62,7 @@ _CALLS = {
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
     "remat": "jaxpr",
+    "remat2": "jaxpr",
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -137,12 +138,16 @@ class _Evaluation(NamedTuple):
 
     def take_scan(self, given: Any, inputs: list[Any]) -> Any:
         """A scan."""
-        first, last = given["num_consts"], given["num_consts"] + given["num_carry"]
-        constants, carry, rows = inputs[:first], inputs[first:last], inputs[last:]
+        if "num_consts" in given:
+            first, last = given["num_consts"], given["num_consts"] + given["num_carry"]
+            constants, carry, rows = inputs[:first], inputs[first:last], inputs[last:]
+        else:  # jax 0.12
+            constants, carry, rows = map(list, given["ft_in"].update(inputs).unpack())
+        width = len(carry)
 
         def body(carry: Any, row: Any) -> Any:
             found = self.closed(given["jaxpr"], [*constants, *carry, *row])
-            return found[: given["num_carry"]], found[given["num_carry"] :]
+            return found[:width], found[width:]
 
         carry, rows = jax.lax.scan(
             body,

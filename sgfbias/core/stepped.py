@@ -20,7 +20,7 @@ from sgfbias.core.fused import choose_fused
 from sgfbias.core.network import AbstractNetwork
 from sgfbias.core.observe import is_key
 from sgfbias.core.problem import Problem
-from sgfbias.core.products import Steady, choose
+from sgfbias.core.products import ALONE_DECIDE, Steady, choose
 from sgfbias.core.progress import Reporter
 from sgfbias.core.record import cut, step_grid
 from sgfbias.core.run import Raw, Run
@@ -201,14 +201,16 @@ def _members(
     A tile is the smallest that suits the number of seeds and, if the run is `exact`,
     gives every seed the digits that it has in the largest.
     """
+    few = few_members(keys.size, largest)
     if largest == 1 or (keys.size == 1 and not run.exact):
         return 1, None
+    if not ALONE_DECIDE:
+        return largest if run.exact else few, None
     arrays = None if starts is None else eqx.filter(starts.first, eqx.is_array)
     own = cast(arrays, run.problem.dtype)
     products = products_in(engine, run.finish, run.network, keys.reshape(-1)[0], own)
     if products is None:
         return largest, None
-    few = few_members(keys.size, largest)
     return choose(products, few, largest) if run.exact else (few, Steady())
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import sgfbias as sgf
 from sgfbias.core import stepped
-from sgfbias.core.products import Product, Steady, choose
+from sgfbias.core.products import ALONE_DECIDE, Product, Steady, choose
 from sgfbias.core.steady import products_of, steady
 
 SHAPES = [(40, 100), (7, 3), (37, 101)]
@@ -48,7 +48,8 @@ def check(run, most, monkeypatch):
             found,
             (few.series, few.final, eqx.filter(few.networks, eqx.is_array)),
         )
-    assert sizes[0] > sizes[1], "one seed ran in a tile as large as that of many"
+    if ALONE_DECIDE:
+        assert sizes[0] > sizes[1], "one seed ran in a tile as large as that of many"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -132,7 +133,7 @@ def test_inexact_runs_agree_up_to_rounding_and_run_alone(monkeypatch):
         ).final["beta"]
 
     exact, inexact = run(), run(exact=False)
-    assert sizes == [2, 1]
+    assert sizes == [2 if ALONE_DECIDE else 64, 1]
     np.testing.assert_allclose(exact, inexact, rtol=1e-11, atol=1e-15)
 
 
