@@ -76,8 +76,14 @@ def scatter(
         """The root mean square length of tangent moves (k, d)."""
         return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(tangent(move)), axis=-1)))
 
-    shares = 2 * jax.vmap(law.feedback)(_signs(n, X.dtype) * jnp.diagonal(rest.J)) @ jnp.square(X)
+    q = jnp.diagonal(rest.J)
+    shares = 2 * jax.vmap(law.feedback)(_signs(n, X.dtype) * q) @ jnp.square(X)
     relative, drawn = _relative(residuals, rest, law)
+    # In a flow the examples' parts of the rest scatter independently, each by more than
+    # their sum. In SGD they scatter with what is drawn, which is counted below.
+    tiny = jnp.finfo(X.dtype).tiny
+    several = jnp.square(jnp.sum(q)) / jnp.maximum(jnp.sum(jnp.square(q)), tiny)
+    shares = shares * jnp.where(law.drift > 0, 1, jnp.sqrt(several))
     # With batches of one example the energy decides what the examples' shares sum to.
     whole = jnp.where(jnp.isclose(4 * n * law.sample, law.drift), 0, size(2 * beta * fall[None]))
     # The squares of normal numbers have the relative standard deviation sqrt(2).
@@ -91,12 +97,12 @@ def scatter(
     absolute = absolute + size(zeta * cubes * _signs(d, X.dtype))
     # A metric that falls exponentially with the slowest residual is 2/3 of the way back
     # from its limit in the mean over the rest of that residual's square, and has not
-    # moved over that of the fastest. The scale mends the mean of the two, from which
-    # they differ by 1/6 of the movement m.
+    # moved over that of the fastest. The scale mends a mean of the two, so what is left
+    # is at most 1/3 of the movement m.
     w = X.T @ (V @ (reciprocal * (V.T @ residuals)))
-    energy = jnp.maximum(jnp.abs(rest.energy), jnp.finfo(X.dtype).tiny)
+    energy = jnp.maximum(jnp.abs(rest.energy), tiny)
     moved_metric = jnp.square(w) @ movement / energy
-    return Scatter(absolute, jnp.abs(scale - 1) + moved_metric / 6)
+    return Scatter(absolute, jnp.abs(scale - 1) + moved_metric / 3)
 
 
 def _signs(count: int, dtype: np.dtype) -> Array:

@@ -227,15 +227,16 @@ class Ratio(NamedTuple):
 
 
 def _ratios(rungs: list[Rung], key: str) -> list[Ratio]:
-    """The ratios of those runs whose feedback is so strong that leaving it out would
-    show beyond the scatter of the seeds.
+    """The ratios of those runs whose seeds scatter so little that the interval of a
+    true prediction, which may be off by half of its width, lies within half of the
+    feedback.
     """
     found = []
     for rung in rungs:
         fell, expected, unfed = (rung.data[k].values for k in ("fell", "expected", "unfed"))
         feedback = float(np.mean(expected / unfed) - 1)
         scatter = mean(fell / expected)
-        if scatter.high - scatter.low < feedback:
+        if scatter.high - scatter.low < feedback / 2:
             found.append(Ratio(rung, mean(fell / rung.data[key].values), feedback))
     return found
 
@@ -301,17 +302,22 @@ def _laws(ds: xr.Dataset, rungs: list[Rung]) -> list[Claim]:
         "by the mean-loss law the fall under per-sample noise is off feature by feature",
     )
     where = f"{P21}, appendix E.1, and {DERIVED}"
+    keys = {(rung.name, rung.steps) for rung in rungs}
+    fell, own, other, error = (
+        ds[f"feature_{name}"].values for name in ("fell", "own_law", "mean_loss_law", "error")
+    )
+    # Three standard errors of the mean over seeds must not reach the tolerance.
+    seen = 3 * _rms(error / own) < _rms(own / other - 1) / 2
     known = [
-        k for k, steps in enumerate(ds["steps"].values) if ("per_sample", steps) in _keys(rungs)
+        k for k, steps in enumerate(ds["steps"].values) if ("per_sample", steps) in keys and seen[k]
     ]
     if not known:
+        reason = f"{SHORT}, or the seeds scatter too much to tell the two laws apart"
         return [
-            not_applicable(statements[0], where, SHORT),
-            not_applicable(CONTROL + statements[1], where, SHORT),
+            not_applicable(statements[0], where, reason),
+            not_applicable(CONTROL + statements[1], where, reason),
         ]
-    fell, own, other = (
-        ds[f"feature_{name}"].values[known] for name in ("fell", "own_law", "mean_loss_law")
-    )
+    fell, own, other = fell[known], own[known], other[known]
     right, wrong, apart = (_rms(a / b - 1) for a, b in ((fell, own), (fell, other), (own, other)))
     measured = "root mean square over features of the relative difference {} after {}"
     lengths = listed(ds["steps"].values[known], ",.0f")
