@@ -149,9 +149,11 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     if small and is_concrete((problem, runs.network, law, ends)) and is_concrete(jnp.zeros(()) + 0):
         S = np.where(np.asarray(ends[3]) | (float(step_size) == 0), 0, np.asarray(ends[2]))
         points, place = places(problem, rows, runs.network, step_size, S, tolerance)
+        # Nothing is traced here, so nothing can be differentiated.
+        plain = law._replace(traced=False)
         result, solved = tile_map(
             lambda tile: _near_tile(
-                problem, rows, runs.network, law, correct, points, tile, tolerance
+                problem, rows, runs.network, plain, correct, points, tile, tolerance
             ),
             (ends, place),
         )

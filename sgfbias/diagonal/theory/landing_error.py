@@ -87,7 +87,8 @@ def scatter(
     # With batches of one example the energy decides what the examples' shares sum to.
     whole = jnp.where(jnp.isclose(4 * n * law.sample, law.drift), 0, size(2 * beta * fall[None]))
     # The squares of normal numbers have the relative standard deviation sqrt(2).
-    squares = jnp.sqrt(2.0) * drawn * size(2 * beta * fall * _signs(d, X.dtype))
+    pattern = size(2 * beta * fall * _signs(d, X.dtype))
+    squares = jnp.sqrt(2.0) * drawn * pattern
     moved = relative * jnp.hypot(whole, size(2 * beta * shares))
     absolute = DEVIATIONS * jnp.hypot(moved, squares)
     # An iteration moves the offset by 2 atanh(2 a) - 4 a = 16/3 a^3 + ..., where `fall`
@@ -98,10 +99,11 @@ def scatter(
     # A metric that falls exponentially with the slowest residual is 2/3 of the way back
     # from its limit in the mean over the rest of that residual's square, and has not
     # moved over that of the fastest. The scale mends a mean of the two, so what is left
-    # is at most 1/3 of the movement m.
+    # is at most 1/3 of the movement m, and another pattern over the features.
     w = X.T @ (V @ (reciprocal * (V.T @ residuals)))
     energy = jnp.maximum(jnp.abs(rest.energy), tiny)
     moved_metric = jnp.square(w) @ movement / energy
+    absolute = absolute + moved_metric / 3 * pattern
     return Scatter(absolute, jnp.abs(scale - 1) + moved_metric / 3)
 
 
