@@ -293,7 +293,7 @@ def _report(
     if rest.scatter is None or not correct:
         error = shift if correct else 2 * shift
     else:
-        error = rest.scatter.absolute + rest.scatter.relative * shift + floor
+        error = jnp.hypot(rest.scatter.absolute + floor, rest.scatter.relative * shift)
     solved = rest.feasible & ahead.converged
     chosen, final = (ahead, there[0]) if correct else (certified(here), here[0])
     bad = run.diverged[:, None]

@@ -31,7 +31,8 @@ POINTS, SLOWEST = 32, 1e-8
 
 class Scatter(NamedTuple):
     """What the rest of a run does besides its expected part: an `absolute` distance of
-    the solution, and a distance `relative` to that of the expected part.
+    the solution, and a distance `relative` to that of the expected part. The two add in
+    quadrature.
     """
 
     absolute: Array
@@ -103,7 +104,7 @@ def scatter(
     w = X.T @ (V @ (reciprocal * (V.T @ residuals)))
     energy = jnp.maximum(jnp.abs(rest.energy), tiny)
     moved_metric = jnp.square(w) @ movement / energy
-    absolute = absolute + moved_metric / 3 * pattern
+    absolute = jnp.hypot(absolute, moved_metric / 3 * pattern)
     return Scatter(absolute, jnp.abs(scale - 1) + moved_metric / 3)
 
 
