@@ -10,7 +10,7 @@ from typing import Annotated
 from sgfbias.study import Above, AtLeast, Between, Count, Positive, SeededConfig
 
 NAME = "land-sgd"
-SECONDS = 80
+SECONDS = 45
 REFERENCES = {
     "pesme2021": "the stochastic flow and its noise, section 2.2 and Theorem 1",
     "even2023": "the exact evolution law of SGD, with its offset",
