@@ -335,7 +335,7 @@ def _iterations(dynamics: Any, network: Any, problem: Any, count: int) -> tuple[
 
     import sgfbias as sgf
 
-    gamma = dynamics.step_size
+    gamma = float(dynamics.step_size)
     record = sgf.Record(("beta",), gamma * np.unique(np.geomspace(100, 1_000_000, 81).astype(int)))
     long = sgf.simulate(
         dynamics, network, problem, keys=sgf.seeds(0, count), steps=1_000_000, record=record
