@@ -37,7 +37,7 @@ def accepted(dataset):
 @pytest.mark.slow
 class TestLandSGD(StudyCase):
     study = "land-sgd"
-    small = "--seeds 64 --n 20 --d 50 --sparsity 3 --long-steps 6000"
+    small = "--seeds 64 --n 20 --d 50 --sparsity 3 --long-steps 6000 --root-seed 1"
     mutations = {
         "diverged seeds": (
             "status",
