@@ -193,26 +193,60 @@ def weak_error(r: dict) -> str:
 
 def landed_answer(r: dict) -> str:
     """The section on the time to the landed answer."""
-    rows = [
-        (steps, *(number(row[k]) for k in ("relative_error", "warm_seconds", "first_call_seconds")))
-        for steps, row in r["ours_by_steps"].items()
-    ]
     need = r["iterations_for_1e-3"]
-    return (
-        table(
-            (
-                "steps before landing",
-                "relative error",
-                "seconds of a later call, 256 seeds",
-                "seconds of the first call",
-            ),
-            rows,
-        )
-        + f"\n\nThe iterate itself needs {number(need['value'])} iterations ({need['how']}). The "
+    text = (
+        f"{_answers(r)}\n\nThe iterate itself needs {number(need['value'])} iterations "
+        f"({need['how']}). The "
         f"loop takes {number(r['numpy_loop_steps_per_second'])} steps per second and ten steps "
         f"per iteration, hence {number(r['numpy_loop_seconds'])} s for 256 seeds (extrapolated). "
         f"That is **{number(r['times_ours'])} times** our time; the target is "
         f"{number(r['target']['times_ours'])} times."
+    )
+    # Results that were stored earlier have no part on SGD.
+    return "\n\n".join([text, *(_landed_sgd(*item) for item in r.get("sgd", {}).items())])
+
+
+def _answers(r: dict) -> str:
+    """A table of errors and times by the number of steps before landing."""
+    return table(
+        (
+            "steps before landing",
+            "relative error",
+            "seconds of a later call, 256 seeds",
+            "seconds of the first call",
+        ),
+        [
+            (
+                steps,
+                *(number(row[k]) for k in ("relative_error", "warm_seconds", "first_call_seconds")),
+            )
+            for steps, row in r["ours_by_steps"].items()
+        ],
+    )
+
+
+def _landed_sgd(alpha: str, r: dict) -> str:
+    """The part on SGD's own limit at one alpha."""
+    need, rates, spans, times = (
+        r[key]
+        for key in (
+            "iterations_for_1e-3",
+            "numpy_loop_seed_steps_per_second",
+            "numpy_loop_seconds",
+            "times_ours",
+        )
+    )
+    said = "; ".join(
+        f"NumPy loop with {name}: {number(rates[name])} steps of a seed per second, hence "
+        f"{number(spans[name])} s for 256 seeds (extrapolated), "
+        + (f"**{number(times[name])} times** our time" if times else "and ours missed the error")
+        for name in rates
+    )
+    return (
+        f"SGD with batches of one example, to its own limit, at alpha = {alpha} and gamma = 0.05:"
+        f"\n\n{_answers(r)}\n\nSGD's iterate needs {number(need['value'])} iterations "
+        f"({need['how']}). {said}. The target is {number(r['target']['times_ours'])} times, one "
+        "seed at a time."
     )
 
 

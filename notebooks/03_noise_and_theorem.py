@@ -244,6 +244,45 @@ plt.show()
 # isotropic runs scatter to both sides of the line: their effective $\alpha$ alone does
 # not determine where they end.
 #
+# %% [markdown]
+# ## SGD itself, and where it is going
+#
+# SGD is one more of these: its steps act through $c$, with the covariance of the
+# minibatch noise. The theorem holds for it with $\alpha_T$ and an *offset* that its
+# finite steps leave. Both settle long before the iterate does, and what is left of
+# $\alpha$'s fall has a known mean: near the end the residuals move linearly, and the
+# second moments that are still to come solve a linear equation. `sgf.land` solves it,
+# so the limit of each seed is known early, with an error estimate.
+#
+# The check compares the prediction after 300 iterations with where the same seeds are
+# at the end of a run that is 40 times as long. The estimate should cover the distance
+# for nine seeds in ten or more. Without the offset the solution should stay away.
+
+# %%
+sgd = sgf.StochasticGradientDescent(gamma)
+early, end = (
+    sgf.simulate(sgd, network, problem, keys=keys, steps=steps, record=sgf.Record(times=2))
+    for steps in (300, 12_000)
+)
+landed = sgf.land(early)
+limit = end.final["beta"]
+without_offset = select_many(problem, landed.log_alpha).beta
+off = {
+    "the iterate": early.final["beta"],
+    "landed": sgf.land(early, correct=False).beta,
+    "landed and corrected": landed.beta,
+    "the same without the offset": without_offset,
+}
+off = {name: np.linalg.norm(np.asarray(beta - limit), axis=1) for name, beta in off.items()}
+for name, distance in off.items():
+    print(f"{name:28s} median distance from SGD's limit {np.median(distance):.1e}")
+covered = np.mean(off["landed and corrected"] <= np.asarray(landed.error))
+print(f"covered by the estimate: {covered:.0%} (predicted: 90% or more)")
+assert covered >= 0.8
+assert np.median(off["landed and corrected"]) < np.median(off["landed"]) / 3
+assert np.median(off["the same without the offset"]) > 10 * np.median(off["landed and corrected"])
+
+# %% [markdown]
 # **Try next.**
 # - Use `sgf.LabelNoise(0.3)`. This noise never vanishes, so the run has no limit on
 #   which to land. Run it for a while and then continue without it from `runs.networks`.
@@ -252,4 +291,4 @@ plt.show()
 # - Write your own noise: subclass `sgf.AbstractNoise` and define `shapes`,
 #   `sqrt_covariance` and `covariance`.
 # - Run `sgfbias run noise-anatomy`, which does all this with claims, tolerances and
-#   more seeds.
+#   more seeds, and `sgfbias run land-sgd` for the last part.

@@ -137,6 +137,9 @@ def test_sgd_itself_is_among_the_curves_and_close_to_its_flow(shown):
     ratio = np.log10(drawn["sgd"]["loss"][1][-1] / drawn["sgf"]["loss"][1][-1])
     assert abs(ratio) < 1
     assert drawn["sgd_missing"] == ""
+    limit = np.median(sgf.land(runs).validation_error)
+    assert drawn["sgd"]["landed"] == pytest.approx(float(limit), rel=1e-3)
+    assert drawn["table"][1][0] == "SGD, its limit"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from sklearn.datasets import load_diabetes, load_digits
 import sgfbias as sgf
 from sgfbias.diagonal.potential import beta_from, bregman_from, u_from, xi_from
 from sgfbias.diagonal.theory.landing_law import law_of
+from sgfbias.diagonal.theory.landing_rest import expected_fall
 from sgfbias.diagonal.theory.moments import NoiseLaw, shrinkage
 from sgfbias.diagonal.theory.moments import remaining_moments as solve
 from sgfbias.diagonal.theory.selection import select_many
@@ -484,3 +485,20 @@ def test_the_estimate_covers_on_other_problems(case):
         assert cover >= 0.9 - 3 * np.sqrt(0.9 * 0.1 / len(error)), (steps, cover)
         assert np.median(estimate / error) < 30, (steps, np.median(estimate / error))
     assert tried
+
+
+def test_the_expected_fall_is_what_landing_adds_and_without_feedback_it_is_less():
+    runs = sgf.simulate(DYNAMICS["SGD"], NETWORK, PROBLEM, keys=KEYS, steps=600)
+    landed, raw = sgf.land(runs), sgf.land(runs, correct=False)
+    fall = expected_fall(runs, raw.beta)
+    added = runs.final["log_alpha"] - landed.log_alpha
+    # The solutions are feasible to 1e-12 only, and the divergence is quadratic in that.
+    np.testing.assert_allclose(fall, added, rtol=1e-5)
+    assert bool(jnp.all(expected_fall(runs, raw.beta, feedback=False) < fall))
+    flow = sgf.StochasticGradientFlow(GAMMA)
+    runs = sgf.simulate(flow, NETWORK, PROBLEM, keys=KEYS, steps=600)
+    landed, raw = sgf.land(runs), sgf.land(runs, correct=False)
+    fall = expected_fall(runs, raw.beta)
+    np.testing.assert_allclose(fall, runs.final["log_alpha"] - landed.log_alpha, rtol=1e-5)
+    alone = expected_fall(runs, raw.beta, feedback=False)
+    np.testing.assert_allclose(alone, fall * (1 - landed.radius[:, None]), rtol=1e-5)

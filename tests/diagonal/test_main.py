@@ -87,6 +87,21 @@ class TestMain(StudyCase):
             lambda v: v * 0,
             "early and uncorrected",
         ),
+        "an estimate of SGD's limit too small": (
+            "early_sgd_estimate",
+            lambda v: v * 0,
+            "SGD's own limit, predicted early",
+        ),
+        "an unsolved limit of SGD": (
+            "early_sgd_stationarity",
+            lambda v: v + 1e-3,
+            "The predicted limits of SGD are certified",
+        ),
+        "a limit of SGD without an offset": (
+            "early_sgd_no_offset_distance",
+            lambda v: v * 0,
+            "Control: predicted early without the offset",
+        ),
     }
 
     def test_what_theory_does_not_promise_only_informs(self, made):
@@ -124,7 +139,11 @@ class TestMain(StudyCase):
             "law_sgd_log_alpha",
         ):
             lost[name].values = np.full_like(lost[name].values, np.nan)
-        for name in ("early_corrected_distance", "early_landed_distance"):
+        for name in (
+            "early_corrected_distance",
+            "early_landed_distance",
+            "early_sgd_corrected_distance",
+        ):
             lost[name].values = np.full_like(lost[name].values, np.nan)
         lost["sgd_status"].values = np.full_like(lost["sgd_status"].values, 3)
         rows = self.module.claims(lost)

@@ -78,25 +78,12 @@ class Runs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Paths:
-    """Runs that are not landed, in NumPy.
-
-    - `times`: (times,). Flow times of the records.
-    - `loss`, `validation`: (seeds, times). NaN for a seed that diverged.
-    """
-
-    times: np.ndarray
-    loss: np.ndarray
-    validation: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class Explored:
     """Everything that is shown for one config, in NumPy.
 
     - `runs`: the runs of the seeds (one run without noise).
-    - `sgd`: SGD itself, with as many seeds; None where no batch size has the noise of
-      the config, see `batch_size`.
+    - `sgd`: SGD itself and its own limits, with as many seeds; None where no batch size
+      has the noise of the config, see `batch_size`.
     - `descent`: the gradient flow.
     - `predicted`: (seeds, d). The solution of the selection program at the alpha that
       the theorem gives for the loss integral of each seed.
@@ -111,7 +98,7 @@ class Explored:
 
     config: ExploreConfig
     runs: Runs
-    sgd: Paths | None
+    sgd: Runs | None
     descent: Runs
     predicted: np.ndarray
     beta_star: np.ndarray
@@ -333,9 +320,7 @@ def _mean_loss(config: ExploreConfig, problem: SparseRegression, network: Diagon
     return _runs(np.asarray(runs.times), runs.series, runs.final, runs.diverged, land(runs))
 
 
-def _sgd(
-    config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork
-) -> Paths | None:
+def _sgd(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> Runs | None:
     batch = batch_size(config)
     if batch is None:
         return None
@@ -347,12 +332,7 @@ def _sgd(
         steps=config.steps,
         record=Record(times=TIMES),
     )
-    bad = np.asarray(runs.diverged)[:, None]
-    loss, validation = (
-        np.where(bad, np.nan, np.asarray(runs.series[name], np.float64))
-        for name in ("loss", "validation_error")
-    )
-    return Paths(np.asarray(runs.times), loss, validation)
+    return _runs(np.asarray(runs.times), runs.series, runs.final, runs.diverged, land(runs))
 
 
 def _label(config: ExploreConfig, problem: SparseRegression, network: DiagonalNetwork) -> Runs:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sgfbias.diagonal.explore import snippet
-from sgfbias.diagonal.explore.compute import Explored, Paths, Runs, batch_size, notes
+from sgfbias.diagonal.explore.compute import Explored, Runs, batch_size, notes
 
 MOST_SHOWN = 40  # largest number of coordinates shown
 
@@ -26,7 +26,9 @@ def picture(explored: Explored) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "notes": notes(explored),
         "descent": _curves(alone) | {"landed": _number(alone.validation_error[0])},
-        "sgd": None if explored.sgd is None else _curves(explored.sgd),
+        "sgd": None
+        if explored.sgd is None
+        else _curves(explored.sgd) | {"landed": _middle(explored.sgd)},
         "sgd_missing": _why_no_sgd(explored),
         "sgf": _curves(runs) | {"landed": _middle(runs)} if noisy else None,
         "curve": {
@@ -60,7 +62,7 @@ def _middle(runs: Runs) -> float | None:
     return _number(np.median(errors)) if errors.size else None
 
 
-def _curves(runs: Runs | Paths) -> dict[str, Any]:
+def _curves(runs: Runs) -> dict[str, Any]:
     """The loss and the validation error against time: the median over the seeds that
     are finite, and the quantiles at 5% and 95%.
     """
@@ -117,13 +119,20 @@ def _table(explored: Explored) -> list[list[str]]:
     """Rows of a name and a validation error."""
     runs, star = explored.runs, explored.beta_star
     rows = [["gradient flow, its limit", f"{explored.descent.validation_error[0]:.2e}"]]
+    if explored.sgd is not None:
+        rows.append(["SGD, its limit", _spread(explored.sgd)])
     if explored.config.noise != "none":
-        kept = runs.validation_error[runs.landed]
-        low, middle, high = np.quantile(kept, [0.05, 0.5, 0.95]) if kept.size else [np.nan] * 3
-        rows.append(["with noise, its limit", f"{middle:.2e} ({low:.1e} to {high:.1e})"])
+        rows.append(["with noise, its limit", _spread(runs)])
     for name, beta in (("minimum l1", explored.l1), ("minimum l2", explored.l2)):
         rows.append([name, f"{np.sum(np.square(beta - star)):.2e}"])
     return rows
+
+
+def _spread(runs: Runs) -> str:
+    """The median validation error of the limits, and the quantiles at 5% and 95%."""
+    kept = runs.validation_error[runs.landed]
+    low, middle, high = np.quantile(kept, [0.05, 0.5, 0.95]) if kept.size else [np.nan] * 3
+    return f"{middle:.2e} ({low:.1e} to {high:.1e})"
 
 
 def _texts(explored: Explored) -> list[str]:

@@ -14,7 +14,7 @@ closer to the limit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -26,9 +26,9 @@ from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.tiles import TILE, take_rows, tile_map
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.network import DiagonalNetwork
-from sgfbias.diagonal.potential import beta_from, bregman_from, u_from, xi_from
 from sgfbias.diagonal.problem import SparseRegression
-from sgfbias.diagonal.rows import Rows, backward_error, rows_of
+from sgfbias.diagonal.rows import Rows, rows_of
+from sgfbias.diagonal.theory import landing_shown
 from sgfbias.diagonal.theory.certificate import Selection, solver_tolerance
 from sgfbias.diagonal.theory.landing_curve import (
     MAX_NUMBERS,
@@ -37,9 +37,8 @@ from sgfbias.diagonal.theory.landing_curve import (
     solve_closely,
     solve_nearby,
 )
-from sgfbias.diagonal.theory.landing_error import Scatter, scatter
 from sgfbias.diagonal.theory.landing_law import Law, law_of
-from sgfbias.diagonal.theory.moments import remaining_moments, shrinkage
+from sgfbias.diagonal.theory.landing_rest import Rest, Run, rest_of_tile
 from sgfbias.diagonal.theory.selection import certify, solve_tile
 
 
@@ -83,69 +82,13 @@ class Landing(eqx.Module):
 
         **Returns:** a Matplotlib `Figure`.
         """
-        from sgfbias.core import plot
-
-        beta = np.atleast_2d(np.asarray(self.beta, np.float64))
-        beta = beta[np.isfinite(beta).all(axis=1)]
-        samples = {"estimated error of the limit": self.error}
-        if self.validation_error is not None:
-            samples["validation error of the limit"] = self.validation_error
-        figure, axes = plot.grid(1 + len(samples))
-        if len(beta):
-            low, middle, high = np.quantile(beta, plot.SHOWN, axis=0)
-            colour, features = plot.STATUS_COLOURS[0], np.arange(beta.shape[1])
-            axes[0].vlines(features, low, high, color=colour, alpha=0.4, linewidth=2)
-            axes[0].plot(features, middle, ".", color=colour, markersize=4)
-        axes[0].set_title("limits, feature by feature", loc="left", fontsize=10)
-        axes[0].set_xlabel("feature")
-        axes[0].set_ylabel("beta")
-        for panel, (name, values) in zip(axes[1:], samples.items(), strict=True):
-            known = np.sort(np.atleast_1d(np.asarray(values, np.float64)))
-            known = known[np.isfinite(known) & (known > 0)]
-            share = np.arange(1, len(known) + 1) / max(np.size(values), 1)
-            panel.step(known, share, where="post", color=plot.STATUS_COLOURS[0])
-            if len(known) and known[-1] > 20 * known[0]:
-                panel.set_xscale("log")
-            panel.set_ylim(0, 1.02)
-            panel.set_title(name, loc="left", fontsize=10)
-            panel.set_xlabel("error")
-            panel.set_ylabel("share of the seeds below")
-        return figure
+        return landing_shown.picture(self)
 
     def _repr_html_(self) -> str:
-        from sgfbias.core import plot
-
-        known = np.atleast_1d(np.asarray(self.error))
-        return plot.table(
-            "Landing",
-            {
-                "limits": self.beta.shape,
-                "median estimated error": f"{np.median(known):.1e}",
-                "seeds with an estimate": f"{np.isfinite(known).sum()} of {known.size}",
-                "converged": f"{np.sum(np.asarray(self.selection.converged))} of {known.size}",
-            },
-        )
+        return landing_shown.table(self)
 
     def __repr__(self) -> str:
-        if not is_concrete(self.beta):
-            return f"Landing(beta {self.beta.shape})"
-        if self.beta.ndim == 1:
-            return (
-                f"Landing(beta {self.beta.shape}, error {float(self.error):.1e}, remaining "
-                f"loss integral {float(self.remaining):.1e})"
-            )
-        known = jnp.isfinite(self.error)
-        beyond = int(jnp.sum(self.radius >= 1))
-        unstable = (
-            f", {beyond} beyond mean-square stability: radius up to "
-            f"{float(jnp.nanmax(self.radius)):.3g}"
-            if beyond
-            else ""
-        )
-        return (
-            f"Landing(beta {self.beta.shape}, median error {float(jnp.median(self.error)):.1e}, "
-            f"{int(known.sum())} of {known.size} with an estimate{unstable})"
-        )
+        return landing_shown.text(self)
 
 
 def land(runs: Trajectory, *, correct: bool = True) -> Landing:
@@ -206,9 +149,11 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     if small and is_concrete((problem, runs.network, law, ends)) and is_concrete(jnp.zeros(()) + 0):
         S = np.where(np.asarray(ends[3]) | (float(step_size) == 0), 0, np.asarray(ends[2]))
         points, place = places(problem, rows, runs.network, step_size, S, tolerance)
+        # Nothing is traced here, so nothing can be differentiated.
+        plain = law._replace(traced=False)
         result, solved = tile_map(
             lambda tile: _near_tile(
-                problem, rows, runs.network, law, correct, points, tile, tolerance
+                problem, rows, runs.network, plain, correct, points, tile, tolerance
             ),
             (ends, place),
         )
@@ -218,29 +163,6 @@ def land(runs: Trajectory, *, correct: bool = True) -> Landing:
     else:
         result = one_by_one(ends)
     return _first(result) if single else result
-
-
-class _Run(NamedTuple):
-    """The present state of the seeds of a tile."""
-
-    beta: Array
-    log_alpha: Array
-    offset: Array
-    diverged: Array
-
-
-class _Rest(NamedTuple):
-    """The expected rest of the runs of a tile: the loss integral still to come, and the
-    log alpha that it leads to.
-    """
-
-    beta: Array  # the solution at the present log alpha
-    feasible: Array  # whether that solution fits the data to the tolerance
-    remaining: Array  # the expected loss integral still to come
-    radius: Array  # of the noise's feedback on the second moments
-    known: Array  # whether `remaining` is known
-    log_alpha: Array  # after the expected rest of the run
-    scatter: Scatter | None = None  # what the rest does besides, if that is estimated
 
 
 @jax.jit
@@ -259,7 +181,7 @@ def _put(tree: Any, rows: Array, values: Any) -> Any:
 
 
 @eqx.filter_jit
-def _prepare(network: DiagonalNetwork, ends: Any) -> _Run:
+def _prepare(network: DiagonalNetwork, ends: Any) -> Run:
     """The state from which a tile of seeds lands. A diverged seed gets the program of
     the start, so that it does not hold up its tile, and is marked afterwards.
     """
@@ -271,7 +193,7 @@ def _prepare(network: DiagonalNetwork, ends: Any) -> _Run:
     bad = diverged[:, None]
     if moved is not None:
         offset = jnp.where(bad, offset, moved)
-    return _Run(jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged)
+    return Run(jnp.where(bad, 0, beta), jnp.where(bad, start, log_alpha), offset, diverged)
 
 
 @eqx.filter_jit
@@ -297,7 +219,7 @@ def _near_tile(
     mu, count, solved = solve(
         (rows.rows, b), run.log_alpha, run.offset, mu, factor, accuracy, tolerance
     )
-    rest = _rest_tile(problem, rows, law, run, mu, tolerance)
+    rest = rest_of_tile(problem, rows, law, run, mu, tolerance)
     ahead = mu + slope * jnp.where(rest.known, rest.remaining, 0)[:, None]
     there, steps, again = solve(
         (rows.rows, b), rest.log_alpha, run.offset, ahead, factor, accuracy, tolerance
@@ -333,7 +255,7 @@ def _far_tile(
     run = _prepare(network, ends)
     targets = numpy_for(problem.y).broadcast_to(problem.y, (run.beta.shape[0], problem.n))
     mu, count = solve_tile(rows, targets, run.log_alpha, run.offset, None, tolerance)
-    rest = _rest_tile(problem, rows, law, run, mu, tolerance)
+    rest = rest_of_tile(problem, rows, law, run, mu, tolerance)
     there = solve_tile(rows, targets, rest.log_alpha, run.offset, (mu, run.log_alpha), tolerance)
     return _report(
         problem,
@@ -348,48 +270,14 @@ def _far_tile(
 
 
 @eqx.filter_jit
-def _rest_tile(
-    problem: SparseRegression,
-    rows: Rows,
-    law: Law,
-    run: _Run,
-    mu: Array,
-    tolerance: Any,
-) -> _Rest:
-    """The expected rest of the runs of a tile, for the solutions of multipliers `mu`
-    that the present log alpha selects.
-    """
-    u = 4 * (mu @ rows.rows) + run.offset
-    landed = beta_from(run.log_alpha, u)
-    gap = jax.vmap(backward_error, in_axes=(None, None, 0))(problem.X, problem.y, landed)
-    if law.moments is not None:
-        one = jax.vmap(_rest_of_moments, in_axes=(None, None, 0, 0, 0, 0))
-        remaining, radius, falls, fall, spread = one(
-            problem, law, run.beta, landed, run.log_alpha, u
-        )
-        known = falls & ~run.diverged
-        log_alpha = run.log_alpha - jnp.where(known[:, None], fall, 0)
-        return _Rest(landed, gap <= tolerance, remaining, radius, known, log_alpha, spread)
-    time_scale = law.step_size * problem.time_scale
-    remaining, margin = jax.vmap(_remaining, in_axes=(None, None, 0, 0, 0))(
-        problem, time_scale, run.beta, run.log_alpha, u
-    )
-    known = (margin > 0) & ~run.diverged
-    log_alpha = (
-        run.log_alpha - 2 * time_scale * problem.h[None] * jnp.where(known, remaining, 0)[:, None]
-    )
-    return _Rest(landed, gap <= tolerance, remaining, 1 - margin, known, log_alpha)
-
-
-@eqx.filter_jit
 def _report(
     problem: SparseRegression,
     rows: Rows,
     correct: bool,
     here: Any,
     there: Any,
-    run: _Run,
-    rest: _Rest,
+    run: Run,
+    rest: Rest,
     tolerance: Any,
 ) -> Landing:
     def certified(end: Any) -> Selection:
@@ -405,7 +293,7 @@ def _report(
     if rest.scatter is None or not correct:
         error = shift if correct else 2 * shift
     else:
-        error = rest.scatter.absolute + rest.scatter.relative * shift + floor
+        error = jnp.hypot(rest.scatter.absolute + floor, rest.scatter.relative * shift)
     solved = rest.feasible & ahead.converged
     chosen, final = (ahead, there[0]) if correct else (certified(here), here[0])
     bad = run.diverged[:, None]
@@ -421,48 +309,3 @@ def _report(
         else None,
         selection=chosen,
     )
-
-
-def _remaining(
-    problem: SparseRegression, step_size: Array, beta: Array, log_alpha: Array, u: Array
-) -> tuple[Array, Array]:
-    """The expected loss integral from `beta` to the solution `beta_from(log_alpha, u)`,
-    and the distance to the stability edge. If that distance is not positive, there is
-    no expectation.
-    """
-    margin = 1 - step_size * jnp.vdot(problem.h, xi_from(log_alpha, u))
-    return bregman_from(log_alpha, u, u_from(beta, log_alpha)) / (
-        2 * jnp.where(margin > 0, margin, 1)
-    ), margin
-
-
-def _rest_of_moments(
-    problem: SparseRegression, law: Law, beta: Array, landed: Array, log_alpha: Array, u: Array
-) -> tuple[Array, Array, Array, Array, Scatter]:
-    """The expected rest of one seed's run from the linear equation of second moments.
-
-    The equation holds for small residuals. Its metric is taken half-way between the
-    present and the landed point, and its solution is scaled so that the energy
-    `r^T A^-1 r` becomes 8 times the Bregman divergence, which is exact in the mean.
-
-    **Returns:** the loss integral still to come, the radius of the noise's feedback,
-    whether second moments fall, the fall of log alpha (d,), and what single paths do
-    besides.
-    """
-    present = u_from(beta, log_alpha)
-    ends = xi_from(log_alpha, u), xi_from(log_alpha, present)
-    zeta = (ends[0] + ends[1]) / 2
-    residuals = problem.X @ beta - problem.y
-    A = (problem.X * zeta) @ problem.X.T
-    rest = remaining_moments(A, residuals, law.moments, differentiable=law.traced)
-    divergence = 8 * bregman_from(log_alpha, u, present)
-    # The divergence is a difference of numbers of the size of zeta. Where it has lost
-    # its digits, the residuals are so small that the linear equation needs no scale.
-    rounding = 8 * jnp.finfo(zeta.dtype).eps * jnp.sum(zeta)
-    clear = (rest.energy > 0) & (divergence > 1000 * rounding)
-    scale = jnp.where(clear, divergence / jnp.where(clear, rest.energy, 1), 1)
-    rest = rest._replace(J=scale * rest.J)
-    fall = shrinkage(problem.X, rest.J, law.moments)
-    movement = jnp.abs(ends[0] - ends[1])
-    spread = scatter(problem.X, landed, zeta, movement, residuals, fall, scale, rest, law.moments)
-    return jnp.trace(rest.J) / (4 * problem.n), rest.radius, rest.known, fall, spread

@@ -31,7 +31,8 @@ POINTS, SLOWEST = 32, 1e-8
 
 class Scatter(NamedTuple):
     """What the rest of a run does besides its expected part: an `absolute` distance of
-    the solution, and a distance `relative` to that of the expected part.
+    the solution, and a distance `relative` to that of the expected part. The two add in
+    quadrature.
     """
 
     absolute: Array
@@ -76,21 +77,35 @@ def scatter(
         """The root mean square length of tangent moves (k, d)."""
         return jnp.sqrt(jnp.mean(jnp.sum(jnp.square(tangent(move)), axis=-1)))
 
-    shares = 2 * jax.vmap(law.feedback)(_signs(n, X.dtype) * jnp.diagonal(rest.J)) @ jnp.square(X)
-    moved = jnp.hypot(size(2 * beta * fall[None]), size(2 * beta * shares))
-    absolute = DEVIATIONS * _relative(residuals, rest, law) * moved
+    q = jnp.diagonal(rest.J)
+    shares = 2 * jax.vmap(law.feedback)(_signs(n, X.dtype) * q) @ jnp.square(X)
+    relative, drawn = _relative(residuals, rest, law)
+    # In a flow the examples' parts of the rest scatter independently, each by more than
+    # their sum. In SGD they scatter with what is drawn, which is counted below.
+    tiny = jnp.finfo(X.dtype).tiny
+    several = jnp.square(jnp.sum(q)) / jnp.maximum(jnp.sum(jnp.square(q)), tiny)
+    shares = shares * jnp.where(law.drift > 0, 1, jnp.sqrt(several))
+    # With batches of one example the energy decides what the examples' shares sum to.
+    whole = jnp.where(jnp.isclose(4 * n * law.sample, law.drift), 0, size(2 * beta * fall[None]))
+    # The squares of normal numbers have the relative standard deviation sqrt(2).
+    pattern = size(2 * beta * fall * _signs(d, X.dtype))
+    squares = jnp.sqrt(2.0) * drawn * pattern
+    moved = relative * jnp.hypot(whole, size(2 * beta * shares))
+    absolute = DEVIATIONS * jnp.hypot(moved, squares)
     # An iteration moves the offset by 2 atanh(2 a) - 4 a = 16/3 a^3 + ..., where `fall`
     # is the sum of the expected 2 a^2.
     first = _first_step(X, residuals, law)
     cubes = 8 / 3 * DEVIATIONS * jnp.sqrt(jnp.maximum(first, 0)) * fall
     absolute = absolute + size(zeta * cubes * _signs(d, X.dtype))
-    # The mean of a metric that falls exponentially from one end to the other differs
-    # from the mean of the ends by m^2/12, with m its movement relative to that mean.
+    # A metric that falls exponentially with the slowest residual is 2/3 of the way back
+    # from its limit in the mean over the rest of that residual's square, and has not
+    # moved over that of the fastest. The scale mends a mean of the two, so what is left
+    # is at most 1/3 of the movement m, and another pattern over the features.
     w = X.T @ (V @ (reciprocal * (V.T @ residuals)))
-    energy = jnp.maximum(jnp.abs(rest.energy), jnp.finfo(X.dtype).tiny)
+    energy = jnp.maximum(jnp.abs(rest.energy), tiny)
     moved_metric = jnp.square(w) @ movement / energy
-    curved = DEVIATIONS * jnp.square(moved_metric) / 12
-    return Scatter(absolute, jnp.abs(scale - 1) + curved)
+    absolute = jnp.hypot(absolute, moved_metric / 3 * pattern)
+    return Scatter(absolute, jnp.abs(scale - 1) + moved_metric / 3)
 
 
 def _signs(count: int, dtype: np.dtype) -> Array:
@@ -108,8 +123,10 @@ def _first_step(X: Array, residuals: Array, law: NoiseLaw) -> Array:
     return law.drift * (own + factor * jnp.square(residuals @ X))
 
 
-def _relative(residuals: Array, rest: Remaining, law: NoiseLaw) -> Array:
-    """The standard deviation of the rest of a run relative to its mean."""
+def _relative(residuals: Array, rest: Remaining, law: NoiseLaw) -> tuple[Array, Array]:
+    """Two standard deviations of the rest of a run relative to its mean: that of the
+    energy, and that of which examples are drawn.
+    """
     n = residuals.shape[0]
     lam, V, *_ = rest.modes
     largest = jnp.maximum(lam[-1], jnp.finfo(lam.dtype).tiny)
@@ -123,5 +140,11 @@ def _relative(residuals: Array, rest: Remaining, law: NoiseLaw) -> Array:
     rate = law.sample * jnp.sum(jnp.square(squares), axis=1)
     rate = rate + (law.mean / n - law.cross) * jnp.square(total)
     variance = 64 * jnp.sum(jnp.maximum(rate, 0) * times) * width
-    energy = jnp.maximum(jnp.abs(rest.energy), jnp.finfo(lam.dtype).tiny)
-    return jnp.sqrt(variance) / energy * rest.gain
+    tiny = jnp.finfo(lam.dtype).tiny
+    energy = jnp.maximum(jnp.abs(rest.energy), tiny)
+    # The effective number of iterations that are left is the square of the sum of the
+    # squares over the sum of their squares. Without noise nothing is drawn.
+    sums = jnp.sum(total * times) * width, jnp.sum(jnp.square(total) * times) * width
+    left = jnp.square(sums[0]) / jnp.maximum(law.drift * sums[1], tiny)
+    drawn = jnp.where((law.drift > 0) & (law.sample > 0), 1 / jnp.sqrt(jnp.maximum(left, 1)), 0)
+    return jnp.sqrt(variance) / energy * rest.gain, drawn

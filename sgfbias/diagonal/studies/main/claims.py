@@ -13,6 +13,7 @@ import xarray as xr
 
 from sgfbias import Status
 from sgfbias.diagonal.studies.main import LAWS, Config
+from sgfbias.diagonal.studies.main.limits import early, early_sgd
 from sgfbias.study import Claim, claim, control, few_lost, not_applicable, source
 from sgfbias.study.claim import CONTROL
 from sgfbias.study.statistics import (
@@ -50,7 +51,8 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
         *_sgd(ds, config),
         *(_below(ds, name) for name in FLOWS),
         *_laws(ds, config),
-        *(_landing(ds, name) for name in ("corrected", "landed")),
+        *(early(ds, name) for name in ("corrected", "landed")),
+        *early_sgd(ds),
     ]
 
 
@@ -414,36 +416,4 @@ def _by_feature(shrink: dict[str, np.ndarray]) -> Claim:
         must_hold=False,
         reason="the difference of second order in gamma, or the sampling error, is too large to "
         "see the agreement at this step size",
-    )
-
-
-def _landing(ds: xr.Dataset, name: str) -> Claim:
-    statement = (
-        "The flow's limit, predicted early and "
-        f"{'corrected' if name == 'corrected' else 'uncorrected'} for the loss integral still to "
-        "come, is within its own error estimate"
-    )
-    where = (
-        "the expected loss integral still to come is D / (2 (1 - gamma <h, xi>)); see "
-        "theory/landing.py"
-    )
-    distance, iterate = ds[f"early_{name}_distance"].values, ds["early_distance"].values
-    alive = np.isfinite(distance)
-    if alive.sum() < 8:
-        return not_applicable(statement, where, "fewer than 8 seeds did not diverge")
-    error, stated = distance[alive], ds[f"early_{name}_estimate"].values[alive]
-    known = np.isfinite(stated)
-    covered = np.mean(known & (error <= stated))
-    middle, before = np.median(error), np.median(iterate[alive])
-    closer = f"{before / middle:.0f} times smaller than the iterate's" if middle else "exact"
-    return claim(
-        statement,
-        where,
-        predicted="true for at least 90% of the seeds",
-        measured=f"true for {covered:.0%}; the median error {middle:.1e} is {closer}; "
-        f"{np.sum(~known)} seeds have no estimate",
-        tolerance="at least 90% of the seeds",
-        holds=covered >= 0.9,
-        reason="the estimate is too small: the step size is too close to the stability edge, or "
-        "the limit was predicted too early",
     )

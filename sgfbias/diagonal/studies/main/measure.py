@@ -94,6 +94,10 @@ def measure(config: Config, log: Log) -> Columns:
     log(f"predicting the flow's limit early, after {early:,} steps, and at the end")
     _landing(out, simulate(flow, network, problem, keys=keys, steps=early), sgf)
 
+    log(f"predicting SGD's limit early, after {early:,} steps, and at the end")
+    descent = StochasticGradientDescent(gamma)
+    _landing_of_sgd(out, simulate(descent, network, problem, keys=keys, steps=early), sgd)
+
     compared = min(config.compare_steps, config.steps)
     log(
         "distributions of SGD, the mean-loss flow and the per-sample flow, "
@@ -238,6 +242,27 @@ def _landing(out: Columns, early: Trajectory, late: Trajectory) -> None:
             DISTANCE,
         )
         out.add(f"early_{name}_estimate", ("seed",), landing.error, DISTANCE)
+
+
+def _landing_of_sgd(out: Columns, early: Trajectory, late: Trajectory) -> None:
+    """Add how far SGD's limits predicted from the `early` runs are from those predicted
+    at the ends of the `late` runs, with and without the offset, their error estimates,
+    and the errors of the certificate with which the limits are solved for.
+    """
+    end, landing = land(late), land(early)
+    problem, start = early.problem, _start(early)
+    bare = select_many(problem, _kept(early, landing.log_alpha, start)).beta
+    for name, beta in (
+        ("iterate", early.final["beta"]),
+        ("corrected", landing.beta),
+        ("no_offset", bare),
+    ):
+        apart = _kept(early, jnp.linalg.norm(beta - end.beta, axis=-1))
+        out.add(f"early_sgd_{name}_distance", ("seed",), apart, DISTANCE)
+    out.add("early_sgd_estimate", ("seed",), landing.error, DISTANCE)
+    out.add("early_sgd_radius", ("seed",), landing.radius, "1")
+    for name in ("feasibility", "stationarity", "duality_gap"):
+        _add(out, f"early_sgd_{name}", early, getattr(landing.selection, name), "relative")
 
 
 def _laws(
