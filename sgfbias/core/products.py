@@ -22,8 +22,8 @@ import numpy as np
 # Rows that are multiplied at a time. From about 50 rows on, the sums of float32
 # products change.
 ROWS = 32
-# Whether products alone decide which digits a program gives. With jax 0.12 other parts of
-# a program also depend on the size of a tile, in ways that are not known.
+# Whether products alone decide which digits a program gives. With jax 0.12 other parts
+# of a program also depend on the size of a tile, in ways that are not known.
 ALONE_DECIDE = jax.__version_info__ < (0, 11)
 
 # The digits of the products of random numbers that have been taken in this process.
