@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from sgfbias.core.checks import is_concrete
 
-if TYPE_CHECKING:
-    from sgfbias.diagonal.theory.landing import Landing
-else:  # At run time this would be a circle of imports.
-    Landing = Any
 
-
-def picture(landing: Landing) -> Any:
+def picture(landing: Any) -> Any:
     """A Matplotlib `Figure` of the limits, their estimated errors and their validation
     errors.
     """
@@ -49,7 +44,7 @@ def picture(landing: Landing) -> Any:
     return figure
 
 
-def table(landing: Landing) -> str:
+def table(landing: Any) -> str:
     """The HTML table that a notebook shows."""
     from sgfbias.core import plot
 
@@ -65,7 +60,7 @@ def table(landing: Landing) -> str:
     )
 
 
-def text(landing: Landing) -> str:
+def text(landing: Any) -> str:
     """The line that is printed."""
     if not is_concrete(landing.beta):
         return f"Landing(beta {landing.beta.shape})"
