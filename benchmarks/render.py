@@ -452,16 +452,12 @@ def speed() -> str:
 def _few(r: dict) -> str:
     """One sentence on runs of few seeds."""
     flow = r["times_the_scan"]["flow, mirror"]["float64"]
-
-    def said(count: str, what: str) -> str:
-        return f"{flow[count][what]:.2g}"
-
+    counts = ("1", "4", "16", "64")
+    calls, steps = (", ".join(f"{flow[c][what]:.2g}" for c in counts) for what in ("call", "steps"))
+    fixed = r["milliseconds_of_a_call_of_one_step"]
     return (
-        f"With few seeds the time of a call counts, {r['milliseconds_of_a_call_of_one_step']:.0f} "
-        f"ms: runs of 4,000 steps of 1, 4, 16 and 64 seeds take place at {said('1', 'call')}, "
-        f"{said('4', 'call')}, {said('16', 'call')} and {said('64', 'call')} times the speed of "
-        f"the scan, and their steps alone at {said('1', 'steps')}, {said('4', 'steps')}, "
-        f"{said('16', 'steps')} and {said('64', 'steps')} times."
+        f"With few seeds a call's own {fixed:.0f} ms count: calls of 4,000 steps with 1, 4, 16 and "
+        f"64 seeds are {calls} times as fast as the tuned scan, and their steps alone {steps} times."
     )
 
 
