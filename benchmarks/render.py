@@ -457,7 +457,8 @@ def _few(r: dict) -> str:
     fixed = r["milliseconds_of_a_call_of_one_step"]
     return (
         f"With few seeds a call's own {fixed:.0f} ms count: calls of 4,000 steps with 1, 4, 16 and "
-        f"64 seeds are {calls} times as fast as the tuned scan, and their steps alone {steps} times."
+        f"64 seeds are {calls} times as fast as the tuned scan, and their steps alone {steps} "
+        "times."
     )
 
 
