@@ -103,17 +103,19 @@ def choose(products: frozenset[Product], size: int, largest: int) -> tuple[int, 
     The size is the smallest at which every product has the digits that it has in a tile
     of the largest size.
     """
-    wide = frozenset(p for p in products if p.is_shared and p.block < largest)
+    # In an order of their own, so that another process compiles the same program.
+    ordered = sorted(products, key=repr)
+    wide = [p for p in ordered if p.is_shared and p.block < largest]
 
     def narrow(product: Product, size: int) -> tuple[Product, Any, int]:
         return product, _blocks if product in wide else _whole, size
 
     in_largest = [(p, way, largest) for p in wide for way in (_whole, _blocks)]
-    _take([*in_largest, *(narrow(p, s) for p in products for s in (size, largest))])
+    _take([*in_largest, *(narrow(p, s) for p in ordered for s in (size, largest))])
     split = frozenset(p for p in wide if _differ((p, _whole, largest), narrow(p, largest)))
     while size < largest:
-        _take([narrow(p, size) for p in products])
-        if not any(_differ(narrow(p, size), narrow(p, largest)) for p in products):
+        _take([narrow(p, size) for p in ordered])
+        if not any(_differ(narrow(p, size), narrow(p, largest)) for p in ordered):
             break
         size *= 2
     return size, Steady(split)
