@@ -65,7 +65,7 @@ def pytest_runtest_setup(item):
 def pytest_runtest_teardown():
     """Drop compiled programs before a process has too many.
 
-    Each takes some hundred pieces of memory, of which Linux allows a process 65,530, and
+    Each takes some hundred pieces of memory. Linux allows a process 65,530 of them, and
     one that has no more ends without a word.
     """
     try:
