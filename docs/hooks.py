@@ -115,7 +115,8 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, f"systems/{name}.md", abs_src_path=str(path)))
 
     for pattern in SHIPPED:
-        for path in sorted(ROOT.glob(pattern)):
+        # A run of a script leaves folders beside it, such as __pycache__.
+        for path in sorted(path for path in ROOT.glob(pattern) if path.is_file()):
             files.append(
                 File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path))
             )
