@@ -8,12 +8,16 @@ the module of the command that is asked for is imported.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import os
 import sys
+import threading
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from sgfbias.core.kept import keep_compiled
@@ -87,7 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _main(arguments)
+        with _no_interrupt_is_lost():
+            return _main(arguments)
     except KeyboardInterrupt:
         print("sgfbias: stopped by Ctrl-C; nothing of this run is kept", file=sys.stderr)
         return EXIT_STOPPED
@@ -95,6 +100,28 @@ def main(arguments: list[str] | None = None) -> int:
         # Python would complain again when it flushes the output at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
+
+
+@contextlib.contextmanager
+def _no_interrupt_is_lost() -> Iterator[None]:
+    """Press Ctrl-C again if it fell into a place where Python drops exceptions.
+
+    Such places are the functions that JAX has called at every collection of garbage.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            # Here it would be dropped once more.
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _main(arguments: list[str]) -> int:

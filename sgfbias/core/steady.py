@@ -202,7 +202,7 @@ def _inner(value: Any) -> Iterator[Any]:
             yield inner
 
 
-def _equations(jaxpr: Any) -> Iterator[tuple[Any, bool]]:
+def equations(jaxpr: Any) -> Iterator[tuple[Any, bool]]:
     """All equations of a jaxpr, and whether each stands where it can be replaced."""
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -212,7 +212,7 @@ def _equations(jaxpr: Any) -> Iterator[tuple[Any, bool]]:
             # The derivative rules of a function play no part when it is evaluated.
             if reached or name not in _CALLS:
                 for inner in _inner(value):
-                    yield from ((e, reached and ok) for e, ok in _equations(inner))
+                    yield from ((e, reached and ok) for e, ok in equations(inner))
 
 
 def _multiplies(value: Any) -> bool:
@@ -220,7 +220,7 @@ def _multiplies(value: Any) -> bool:
     return any(
         equation.primitive.name == "dot_general"
         for inner in _inner(value)
-        for equation, _ in _equations(inner)
+        for equation, _ in equations(inner)
     )
 
 
@@ -233,7 +233,7 @@ def products_of(
     leading axis of every array in `args` is the seed.
     """
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), args)
-    for equation, replaceable in _equations(jax.make_jaxpr(function)(*one).jaxpr):
+    for equation, replaceable in equations(jax.make_jaxpr(function)(*one).jaxpr):
         name = equation.primitive.name
         if name in CALLS_OUT or name in _UNKNOWN or (name == "dot_general" and not replaceable):
             return None

@@ -27,7 +27,7 @@ from jaxtyping import Array
 from sgfbias.core.cached import cached
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.products import Steady
-from sgfbias.core.steady import CALLS_OUT, steady
+from sgfbias.core.steady import CALLS_OUT, equations, steady
 
 # Seeds per tile. On a CPU with two cores, 64 per tile and one tile per core takes at
 # most a fifth longer than the best size from 64 to 512.
@@ -148,21 +148,8 @@ def is_thread_safe(function: Callable, *args: Any) -> bool:
 
 def _thread_safe(function: Callable, *args: Any) -> bool:
     """The answer of `is_thread_safe`, without its cache."""
-    return not _calls_out(eqx.filter_make_jaxpr(function)(*args)[0].jaxpr)
-
-
-def _calls_out(jaxpr: Any) -> bool:
-    """Whether a jaxpr, or one inside it, has one of the primitives in `CALLS_OUT`."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in CALLS_OUT:
-            return True
-        for value in jax.tree.leaves(
-            equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and _calls_out(inner):
-                return True
-    return False
+    jaxpr = eqx.filter_make_jaxpr(function)(*args)[0].jaxpr
+    return not any(equation.primitive.name in CALLS_OUT for equation, _ in equations(jaxpr))
 
 
 def tile_map(function: Callable[[Any], Any], tree: Any) -> Any:

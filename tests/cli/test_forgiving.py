@@ -91,6 +91,35 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert "Traceback" not in told
 
 
+def test_ctrl_c_in_a_collection_of_garbage_is_not_lost(tmp_path):
+    """Python drops exceptions of the functions that are called at collections."""
+    begin = """
+import gc, signal, sys
+from sgfbias.cli import main
+
+pressed = []
+
+def press(phase, about):
+    if not pressed and "sgfbias.study.execute" in sys.modules:
+        pressed.append(True)
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+gc.callbacks.append(press)
+status = main()
+assert pressed
+sys.exit(status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", begin, "run", "diagonal", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "sgfbias: stopped by Ctrl-C; nothing of this run is kept\n"
+
+
 @pytest.mark.parametrize("columns", [60, 100])
 def test_a_table_is_as_wide_as_the_terminal(columns, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
