@@ -212,8 +212,8 @@ def page() -> str:
         *noises.lines(),
         "",
         "All noise models but `IsotropicNoise` stay in the span of the examples, so the bias "
-        "theorem holds for them. `land` is derived for `MeanLossNoise` and `NoNoise` only. See "
-        "[noise models](guide/noise.md).",
+        "theorem holds for them, and at depth 2 `land` predicts where they end, once label noise "
+        "has been switched off. See [noise models](guide/noise.md).",
         "",
         "## Other dynamics and coordinates",
         "",
@@ -228,7 +228,8 @@ def page() -> str:
         "`GradientFlow` and `MomentumFlow` take Diffrax's solvers of ordinary differential "
         "equations, which are adaptive if `dt` is not given. `GradientDescent`, "
         "`StochasticGradientDescent`, `SVAG` and `OptaxDescent` are iterations and take no "
-        "solver.",
+        "solver. Only these take a problem with `perturb=`, which changes the examples of every "
+        "iteration.",
         "",
         "## Solvers that are refused",
         "",

@@ -41,6 +41,17 @@ def numpy_for(arrays: Any) -> Any:
     return np if is_concrete(arrays) else jnp
 
 
+def on_device(tree: Any) -> Any:
+    """The tree with JAX arrays in the place of NumPy's, by one transfer for all."""
+    leaves, structure = jax.tree.flatten(tree)
+    places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
+    given = [leaves[k] for k in places]
+    moved = jax.device_put(given) if outside_traces() else [jnp.asarray(leaf) for leaf in given]
+    for k, leaf in zip(places, moved, strict=True):
+        leaves[k] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
 def shown(value: Any) -> str:
     """A value that was given, for an error: what it is, in a few words."""
     if isinstance(value, str):

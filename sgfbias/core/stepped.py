@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.cached import shapes_of
-from sgfbias.core.checks import is_concrete, numpy_for, outside_traces
+from sgfbias.core.checks import is_concrete, numpy_for, on_device, outside_traces
 from sgfbias.core.engine import Engine, Tile, map_tiles, products_in, run_tile
 from sgfbias.core.fused import choose_fused
 from sgfbias.core.network import AbstractNetwork
@@ -66,7 +66,7 @@ def run_stepped(
     )
     plain = is_concrete(held) and not closes_over_traced(network, problem)
     # Inside any trace nothing that is computed has a value, even if all inputs have.
-    if plain and is_concrete(jnp.zeros(()) + 0):
+    if plain and (outside_traces() or is_concrete(jnp.zeros(()) + 0)):
         iterations = int(clock.iteration(jnp.int32(steps - 1))) + 1
         for schedule in dynamics.schedules():
             name = "step_size" if schedule is clock.step_size else "noise"
@@ -136,20 +136,19 @@ def run_stepped(
     host = numpy_for((times, stopped))
     at = host.searchsorted(segments.ends.astype(np.int32), stopped).clip(0, len(segments.ends) - 1)
     reached = host.where(stopped >= 0, host.asarray(times)[at], jnp.inf)
-    return Raw(
-        series=jax.tree.map(lambda v: jnp.asarray(numpy_for(v).take(v, pick, axis=axis)), values),
-        final=jax.tree.map(jnp.asarray, final),
-        networks=jax.tree.map(jnp.asarray, networks),
-        finite=jnp.asarray(finite),
-        times=jnp.asarray(times[pick], problem.dtype),
-        steps=jnp.asarray(recorded),
-        stop_time=jnp.asarray(reached, problem.dtype),
-        first_loss=jnp.asarray(values["loss"][..., 0]),
-        averages=jax.tree.map(jnp.asarray, averages),
-        starts=None
-        if starts is None
-        else jax.tree.map(jnp.asarray, _join([tile.starts for tile in tiles], keys, seeds)),
+    raw = Raw(
+        series=jax.tree.map(lambda v: numpy_for(v).take(v, pick, axis=axis), values),
+        final=final,
+        networks=networks,
+        finite=finite,
+        times=host.asarray(times[pick], problem.dtype),
+        steps=recorded,
+        stop_time=host.asarray(reached, problem.dtype),
+        first_loss=values["loss"][..., 0],
+        averages=averages,
+        starts=None if starts is None else _join([tile.starts for tile in tiles], keys, seeds),
     )
+    return on_device(raw)
 
 
 def _at_0(schedule: Any) -> Any:
