@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sgfbias.diagonal.studies.momentum import LEVELS, Config
-from sgfbias.diagonal.studies.momentum.claims import NAMES, apart, shrinkage, whole_lambdas
+from sgfbias.diagonal.studies.momentum.quantities import NAMES, apart, shrinkage, whole_lambdas
 from sgfbias.study.plotting import (
     COLOURS,
     Axes,
