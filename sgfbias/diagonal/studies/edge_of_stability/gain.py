@@ -53,6 +53,7 @@ def exact_law(ds: xr.Dataset) -> list[Claim]:
             and off.max() < 1e-8
             and distance[solved].max(initial=0) < 1e-8
             and solved.mean() >= 0.95,
+            main=True,
         ),
         control(
             "without the offset, or without the gain, the iterate at the largest step sizes does "
@@ -128,6 +129,7 @@ def shape_of_run(config: Config, gd: Family, sgd: Family) -> Claim:
         tolerance="99% intervals over draws on either side of the geometric mean of the two "
         f"predictions, {np.exp(middle):.2f}",
         holds=uneven.low > middle and even.high < middle,
+        main=True,
     )
 
 

@@ -15,7 +15,7 @@ RECOVERY = f"{E23}, figure 1 and section 4"
 WINDOW = 2  # length of the window below the edge in step sizes, which is half an octave
 
 
-def at_the_edge(f: Family, *, worse: bool) -> Claim:
+def at_the_edge(f: Family, *, worse: bool, main: bool) -> Claim:
     """The algorithm at its edge recovers worse, or better, than gradient flow."""
     error, word = finite(f.error(0)), "worse" if worse else "better"
     row = mean(error)
@@ -28,6 +28,7 @@ def at_the_edge(f: Family, *, worse: bool) -> Claim:
         f"for {f.unsolved:.1%} of the runs",
         tolerance="99% interval over draws on that side of 1; at most 2% of the runs not solved",
         holds=(row.low > 0 if worse else row.high < 0) and f.unsolved <= 0.02,
+        main=main,
     )
 
 
@@ -107,5 +108,6 @@ def spread_evenly(ds: xr.Dataset, gd: Family) -> Claim:
         f"evenly; divided by the ratio with the gain as it is, {factor(change)}",
         tolerance="99% intervals over draws of both below 1",
         holds=even.high < 0 and change.high < 0,
+        main=True,
         reason="something other than the shape of the gain decides",
     )

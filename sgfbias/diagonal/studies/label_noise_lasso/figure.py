@@ -100,7 +100,7 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         markersize=3,
         label="off the support of the Lasso solution (hollow)",
     )
-    left_title = f"One seed: {flow['run'].item()}"
+    left_title = f"One seed: flow, γ = {float(flow['gamma']):g}, δ = {float(flow['delta']):g}"
     finish(
         left,
         title=left_title,

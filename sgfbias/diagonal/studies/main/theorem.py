@@ -118,7 +118,6 @@ def in_mirror_coordinates(ds: xr.Dataset) -> list[Claim]:
             f"{np.median(euclidean):.1e} (median), {euclidean.max():.1e} (worst)",
             tolerance="ratio at most 1 (+1e-6)",
             holds=(ratio <= 1 + 1e-6).all(),
-            main=True,
             reason="some iterate is further from the predicted solution than its residual allows",
         ),
         control(

@@ -141,6 +141,7 @@ def _selected(whole: xr.Dataset) -> Claim:
         tolerance="a hundredth of the distance with the initial alpha at the same lambda, which "
         "allows for the error of the integrals",
         holds=np.all(distance < 0.01 * whole["start_distance"].values),
+        main=True,
         reason="alpha and the offset do not determine the solution",
     )
 
@@ -184,6 +185,7 @@ def _shrinks(whole: xr.Dataset, config: Config) -> Claim:
         measured=f"mean decrease {listed(mean, '.4f')} at lambda {listed(whole['lam'])}",
         tolerance="every value above the one before, and the first above 0",
         holds=mean.size > 2 and mean[0] > 0 and np.all(np.diff(mean) > 0),
+        main=True,
     )
 
 

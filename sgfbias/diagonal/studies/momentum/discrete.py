@@ -42,6 +42,7 @@ def follow(small: xr.Dataset) -> Claim:
         measured=f"slopes {words} at the smallest lambda",
         tolerance="every slope above 1.5",
         holds=np.all(slopes > 1.5),
+        main=True,
         reason="our lambda is not the right one",
     )
 
@@ -126,6 +127,7 @@ def intrinsic(small: xr.Dataset) -> Claim:
         f"{listed(spread / moved, '.1%')}",
         tolerance="slope of the spread above 1.5, slope of the distance below 1.5",
         holds=second > 1.5 > first,
+        main=True,
         reason="lambda is not all that matters to first order",
     )
 
@@ -145,4 +147,5 @@ def not_intrinsic(ds: xr.Dataset) -> Claim:
         f"spread of the solutions {ratio:.0%} of the mean distance",
         tolerance="spread above half of the mean distance",
         holds=ratio > 0.5,
+        main=True,
     )

@@ -106,6 +106,8 @@ def _problems(panel: Axes, ds: xr.Dataset, config: Config) -> None:
         y=y,
         x_scale="linear",
         y_scale="linear",
+        room=0.3,
+        legend="upper left",
     )
     panel.set_xscale("symlog", linthresh=1)
 

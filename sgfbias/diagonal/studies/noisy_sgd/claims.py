@@ -98,6 +98,7 @@ def _distance(ds: xr.Dataset, config: Config) -> list[Claim]:
             tolerance="exponent 0.9 to 1.1 over the three smallest sigmas, and a distance that "
             "increases throughout",
             holds=0.9 < slope < 1.1 and np.all(np.diff(root) > 0),
+            main=True,
         ),
     ]
 
@@ -108,7 +109,9 @@ def _effect(
     difference: np.ndarray,
     predicted: float,
     ds: xr.Dataset,
-    words: str,
+    words: str = "",
+    *,
+    main: bool = False,
 ) -> Claim:
     """The claim that isotropic noise changes the mean error in the direction that
     theory predicts to first order in sigma^2.
@@ -140,6 +143,7 @@ def _effect(
         measured=f"mean relative change of the error {listed(found, '+.1%')}{words}",
         tolerance="99% interval on this side of 0 at the two largest sigmas",
         holds=all((each.low > 0) if up else (each.high < 0) for each in found),
+        main=main,
         reason="the error does not change as the derivatives of the selected solution say",
     )
 
@@ -161,7 +165,6 @@ def _error(ds: xr.Dataset) -> list[Claim]:
             without[1:] - without[0],
             -gain,
             ds,
-            "",
         ),
         _effect(
             "The perturbed reference point changes the error in the predicted direction: it "
@@ -170,7 +173,7 @@ def _error(ds: xr.Dataset) -> list[Claim]:
             reduced - without[1:],
             cost,
             ds,
-            "",
+            main=True,
         ),
         _effect(
             "SGD's own noise with as much shrinkage per unit of loss, mean-loss noise of step size "

@@ -73,6 +73,7 @@ def in_mirror_coordinates(ds: xr.Dataset, config: Config) -> list[Claim]:
             tolerance=f"{SURE} standard errors of the paired difference at every sigma above 0; "
             "1e-9 at sigma = 0, for rounding",
             holds=np.all(np.abs(off) < SURE * errors) and still < 1e-9,
+            main=True,
             reason="the noise has another strength than stated, or another part of it is outside "
             "the row space",
         ),
@@ -114,7 +115,15 @@ def by_width(ds: xr.Dataset, name: str, noise: str = "isotropic") -> ByWidth:
     )
 
 
-def _stays(statement: str, predicted: str, found: ByWidth, other: float, words: str) -> Claim:
+def _stays(
+    statement: str,
+    predicted: str,
+    found: ByWidth,
+    other: float,
+    words: str,
+    *,
+    main: bool = False,
+) -> Claim:
     """The control that a quantity does not fall with dt and ends far above `other`."""
     return control(
         statement,
@@ -124,6 +133,7 @@ def _stays(statement: str, predicted: str, found: ByWidth, other: float, words: 
         f"{words}",
         tolerance="exponent below 0.2, and more than 10 times",
         holds=found.slope < 0.2 and found.medians[-1] > 10 * other,
+        main=main,
     )
 
 
@@ -165,6 +175,7 @@ def in_weights_coordinates(ds: xr.Dataset, config: Config) -> list[Claim]:
                 measured=kept[noise].words,
                 tolerance="exponent at least 0.8",
                 holds=kept[noise].slope >= 0.8,
+                main=noise == "mean-loss",
                 reason="this noise leaves the span of the rows",
             )
             for noise, (name, where) in KEEPS.items()
@@ -175,6 +186,7 @@ def in_weights_coordinates(ds: xr.Dataset, config: Config) -> list[Claim]:
             stays,
             largest,
             "the largest of the other noises",
+            main=True,
         ),
         claim(
             "Isotropic noise shrinks alpha on top of SGD's own noise: in weights coordinates, "

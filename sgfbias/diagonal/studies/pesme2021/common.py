@@ -236,12 +236,13 @@ def below(
     than: str = "gd",
     than_word: str = "gradient descent's",
     unless: str = "",
+    main: bool = False,
 ) -> Claim:
     """The claim that the median final error of the runs `name` is below the final error
     of the single run `than`.
 
     **Arguments:** `unless`: why the claim cannot be tested on this draw, as of
-    `no_effect`. An empty text means that it can.
+    `no_effect`. An empty text means that it can. `main`: as for `claim`.
     """
     statement = f"The median final error of {word} is below {than_word}"
     if unless:
@@ -256,6 +257,7 @@ def below(
         f"{sample.size} seeds",
         tolerance="99% interval of the median below",
         holds=middle.high < bound,
+        main=main,
         reason="noise did not lower the error here",
     )
 
@@ -330,7 +332,13 @@ def shift(ds: xr.Dataset, first: str, second: str, reference: str) -> Estimate:
 
 
 def alike(
-    ds: xr.Dataset, where: str, *, flow: str = "sgf", sgd: str = "sgd", gd: str = "gd"
+    ds: xr.Dataset,
+    where: str,
+    *,
+    flow: str = "sgf",
+    sgd: str = "sgd",
+    gd: str = "gd",
+    main: bool = False,
 ) -> Claim:
     """The claim that the flow's median final error is closer to SGD's than gradient
     descent's is, in logarithms.
@@ -362,6 +370,7 @@ def alike(
         f"gradient descent {float(final(ds, gd)):.3g}; ratio of the logarithms {part:.2f}",
         tolerance="99% interval of the ratio below 1",
         holds=part.high < 1,
+        main=main,
         reason="the flow is not close to SGD at this step size",
     )
 

@@ -193,6 +193,7 @@ def _compared(ds: xr.Dataset, quantity: str) -> list[Claim]:
             measured=f"difference {effect:+.4f}",
             tolerance="99% interval without 0",
             holds=effect.low > 0 or effect.high < 0,
+            main=loss,
             must_hold=loss,
             reason="without an effect of the noise there is nothing for the flow to explain",
         )
@@ -212,6 +213,7 @@ def _compared(ds: xr.Dataset, quantity: str) -> list[Claim]:
                 measured=f"difference {near:+.4f}; SGD's from gradient descent {effect.value:+.4f}",
                 tolerance="99% interval within half of SGD's difference from gradient descent",
                 holds=_largest(near) < size / 2,
+                main=True,
             ),
             claim(
                 alike,
@@ -232,6 +234,7 @@ def _compared(ds: xr.Dataset, quantity: str) -> list[Claim]:
                 "one as large",
                 tolerance="below 1% of relabellings",
                 holds=moved_chance < 0.01,
+                main=loss,
                 reason="there are too few seeds for the distance to show anything",
             ),
         ]

@@ -94,6 +94,7 @@ def _flow_order(ds: xr.Dataset) -> Claim:
         measured=f"{ORDER} {found:.3f} of {integral.size} seeds",
         tolerance="interval below -0.8: the scheme's steps are finite, and scatter alpha",
         holds=found.high < -0.8,
+        main=True,
         reason="the error is not a function of the loss integral",
     )
 
@@ -158,6 +159,7 @@ def _curve(ds: xr.Dataset) -> list[Claim]:
             tolerance="interval of the slope above 0, and slope above 1/4, which is halfway "
             "between the order 1/2 and a distance that stays",
             holds=own.low > 0 and own.value > 0.25,
+            main=True,
             reason="the seeds do not approach the minimiser",
         ),
         control(
@@ -168,6 +170,7 @@ def _curve(ds: xr.Dataset) -> list[Claim]:
             "the theorem's exponent",
             tolerance="interval of the slope below 1/4, and more than 3 times that distance",
             holds=half.high < 0.25 and middle[3] > 3 * middle[1],
+            main=True,
             reason="the distance does not distinguish the two exponents",
         ),
     ]
@@ -213,6 +216,7 @@ def _which_law(ds: xr.Dataset) -> list[Claim]:
             f"{scatter:.2f}",
             tolerance="interval of the correlation above 0.9, interval of the distance below 1/4",
             holds=order.low > 0.9 and off.high < 0.25,
+            main=True,
             reason="the runs have not converged, or the evolution law does not hold",
         ),
         claim(
@@ -222,6 +226,7 @@ def _which_law(ds: xr.Dataset) -> list[Claim]:
             measured=f"ratios {listed(ratios, '.1f')}",
             tolerance="all three intervals above 1",
             holds=all(ratio.low > 1 for ratio in ratios),
+            main=True,
             reason="the runs have not converged, or a part of the path determines the error",
         ),
     ]

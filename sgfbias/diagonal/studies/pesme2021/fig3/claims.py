@@ -62,7 +62,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             ds, {"sgd": "SGD", "sgf": "the flow", "weights": "the flow by Euler in w"}
         ),
         *_bundles(ds),
-        common.alike(ds, FIGURE),
+        common.alike(ds, FIGURE, main=True),
         common.below(ds, "sgd", "SGD", FIGURE, unless=common.no_effect(ds, "sgd")),
         common.below(ds, "sgf", "the flow", FIGURE, unless=common.no_effect(ds, "sgf")),
         _same_law(ds),
@@ -117,6 +117,7 @@ def _bundles(ds: xr.Dataset) -> list[Claim]:
             # The laws are of first order: at a large gamma the gap is larger.
             tolerance="interval not below 0.5, as it is in the control",
             holds=shared.high > 0.5,
+            main=True,
             reason="at this step size five runs of each are probably distinguishable",
         ),
         not_applicable(
@@ -130,6 +131,7 @@ def _bundles(ds: xr.Dataset) -> list[Claim]:
             measured=f"probability of a common point {other:.3f}",
             tolerance="interval below 0.5, where the claim about the flow would fail",
             holds=other.high < 0.5,
+            main=True,
             reason="five runs of each do not distinguish the amounts of noise",
         ),
     ]
@@ -207,6 +209,7 @@ def _invariant(ds: xr.Dataset) -> list[Claim]:
             tolerance=f"interval of the ratio at gamma/10 meets 1 +- {allowed:.2f}: half of the "
             "difference from 1 at gamma/2, as the prediction leaves out higher orders in dt",
             holds=ratio.low < 1 + allowed and ratio.high > 1 - allowed,
+            main=True,
             reason="the scatter of single steps does not explain the scheme's error",
         ),
         claim(
@@ -257,6 +260,7 @@ def _schemes(ds: xr.Dataset) -> list[Claim]:
                 tolerance="interval of the ratio above 1",
                 holds=ratio.low > 1,
                 must_hold=name == "mirror 10",
+                main=name == "mirror 10",
                 reason="near the largest step size the mirror system, too, needs steps below gamma",
             )
         )
