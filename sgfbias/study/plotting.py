@@ -171,7 +171,10 @@ def finish(
         low, high = scale.transform(np.asarray(axes.get_ylim()))
         grown = (high - low) / (1 - abs(room))
         ends = (low, low + grown) if room > 0 else (high - grown, high)
+        marked = axes.get_yticks()
         axes.set_ylim(*scale.inverted().transform(np.asarray(ends)))
+        if y_scale == "linear":  # the free space has no ticks, as it has no data
+            axes.set_yticks(marked[(marked >= low) & (marked <= high)])
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc=legend, fontsize=8, framealpha=0.8, edgecolor="none", borderpad=0.2)
 
