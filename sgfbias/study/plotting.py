@@ -82,7 +82,14 @@ def line(
 def tidy(
     axes: Axes, *, title: str, x: str, y: str, x_scale: str = "log", y_scale: str = "log"
 ) -> None:
-    """Set the title, labels and scales of a panel, and draw a light grid."""
+    """Set the title, labels and scales of a panel, and draw a light grid. An axis on
+    which nothing is positive and finite is linear.
+    """
+    least = axes.dataLim.minpos
+    x_scale, y_scale = (
+        scale if np.isfinite(lowest) else "linear"
+        for scale, lowest in zip((x_scale, y_scale), least, strict=True)
+    )
     axes.set(xscale=x_scale, yscale=y_scale)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x, fontsize=9)
