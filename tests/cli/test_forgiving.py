@@ -177,6 +177,13 @@ def test_a_panel_without_positive_values_has_a_linear_axis():
     assert right.get_yscale() == "log"
 
 
+def test_a_band_of_runs_that_all_diverge_ends_without_a_warning():
+    _, (axes,) = plotting.panels(columns=1)
+    rows = np.array([[1.0, 2.0, np.nan], [3.0, np.inf, np.nan]])
+    plotting.band(axes, np.array([1.0, 2.0, 3.0]), rows, colour="k", label="runs")
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [2, 2, np.nan])
+
+
 def test_a_claim_without_a_reason_is_told_without_brackets():
     assert claim("It is so", "", holds=False, measured="3").told == "It is so: 3"
     told = claim("It is so", "", holds=False, measured="3", reason="why").told
