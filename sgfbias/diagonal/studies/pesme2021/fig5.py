@@ -319,6 +319,8 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         x="|β − β of SGD|",
         y="share of seeds",
         y_scale="linear",
+        room=0.35,
+        legend="upper left",
     )
     shrunk = ds["shrinkage"].values.T
     order = np.argsort(np.nanmedian(shrunk, axis=1))[::-1]
