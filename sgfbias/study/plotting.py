@@ -85,11 +85,8 @@ def tidy(
     """Set the title, labels and scales of a panel, and draw a light grid. An axis on
     which nothing is positive and finite is linear.
     """
-    least = axes.dataLim.minpos
-    x_scale, y_scale = (
-        scale if np.isfinite(lowest) else "linear"
-        for scale, lowest in zip((x_scale, y_scale), least, strict=True)
-    )
+    least_x, least_y = np.isfinite(axes.dataLim.minpos)
+    x_scale, y_scale = x_scale if least_x else "linear", y_scale if least_y else "linear"
     axes.set(xscale=x_scale, yscale=y_scale)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x, fontsize=9)
