@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
-from scipy.stats import rankdata
 
 from sgfbias import (
     DiagonalNetwork,
@@ -299,22 +298,6 @@ def printed(
         must_hold=False,
         reason="the printed ratio is not reproduced: it depends on the problem and on gamma",
     )
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation along the last axis."""
-    one, other = (
-        ranks - ranks.mean(axis=-1, keepdims=True)
-        for ranks in (rankdata(v, axis=-1) for v in (a, b))
-    )
-    return np.sum(one * other, axis=-1) / np.sqrt(
-        np.sum(one**2, axis=-1) * np.sum(other**2, axis=-1)
-    )
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> Estimate:
-    """Spearman's rank correlation of two paired samples."""
-    return estimate(spearman, a, b, paired=True)
 
 
 def shift(ds: xr.Dataset, first: str, second: str, reference: str) -> Estimate:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, rankdata
 
 from sgfbias.diagonal.studies.pesme2021 import common
 from sgfbias.diagonal.studies.pesme2021.common import LEAST_SEEDS, P21
 from sgfbias.diagonal.studies.pesme2021.fig2 import WORDS, Config
 from sgfbias.study import Claim, claim, control, not_applicable, source
-from sgfbias.study.statistics import estimate, jointly_finite, listed, log_slope, median
+from sgfbias.study.statistics import Estimate, estimate, jointly_finite, listed, log_slope, median
 
 FIGURE = f"{P21}, figure 2"
 ORDER = "rank correlation"
@@ -68,6 +68,22 @@ def _larger(ds: xr.Dataset, name: str, word: str) -> Claim:
     )
 
 
+def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis."""
+    one, other = (
+        ranks - ranks.mean(axis=-1, keepdims=True)
+        for ranks in (rankdata(v, axis=-1) for v in (a, b))
+    )
+    return np.sum(one * other, axis=-1) / np.sqrt(
+        np.sum(one**2, axis=-1) * np.sum(other**2, axis=-1)
+    )
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> Estimate:
+    """Spearman's rank correlation of two paired samples."""
+    return estimate(spearman, a, b, paired=True)
+
+
 def _flow_order(ds: xr.Dataset) -> Claim:
     statement = (
         "Among the flow's seeds a larger loss integral goes with a smaller error, simulated by "
@@ -77,7 +93,7 @@ def _flow_order(ds: xr.Dataset) -> Claim:
     if integral.size < LEAST_SEEDS:
         return not_applicable(statement, FIGURE, FEW)
     said = float(
-        common.spearman(integral, np.interp(integral, ds["point"].values, ds["curve_error"].values))
+        spearman(integral, np.interp(integral, ds["point"].values, ds["curve_error"].values))
     )
     if said > -0.99:
         return not_applicable(
@@ -86,7 +102,7 @@ def _flow_order(ds: xr.Dataset) -> Claim:
             f"on the part of the curve where the seeds end the error does not fall: {ORDER} "
             f"{said:.2f}",
         )
-    found = common.correlation(integral, error)
+    found = correlation(integral, error)
     return claim(
         statement,
         f"{FIGURE}; Theorem 1: all seeds end on one curve, along which the error falls",
@@ -107,7 +123,7 @@ def _sgd_order(ds: xr.Dataset) -> Claim:
     if integral.size < LEAST_SEEDS:
         return not_applicable(statement, FIGURE, FEW, must_hold=False)
     found, agree = (
-        common.correlation(integral, error),
+        correlation(integral, error),
         (1 - kendalltau(integral, error).statistic) / 2,
     )
     return claim(
@@ -198,7 +214,7 @@ def _which_law(ds: xr.Dataset) -> list[Claim]:
     )
     if error.size < LEAST_SEEDS:
         return [not_applicable(text, where, FEW) for text in (statement, less)]
-    order = common.correlation(error, own)
+    order = correlation(error, own)
     scatter = float(_off(own, np.median(own)))
     off = estimate(lambda a, b: _off(a, b) / scatter, error, own, paired=True)
     ratios = [
