@@ -13,6 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = re.compile(r"^<!-- (readme|file): (.+?) -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)\s]+)\)")
+ROW = re.compile(r"<tr>\s*<td>(.*?)</td>\s*<td>(.*?)</td>\s*</tr>", re.DOTALL)
+TABLE = re.compile(r"<table>\s*<thead>.*?</thead>\s*<tbody>(.*?)</tbody>\s*</table>", re.DOTALL)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 # README.md links to these files, and the site contains them unchanged.
 SHIPPED = (
@@ -22,6 +24,7 @@ SHIPPED = (
     "benchmarks/results/*.json",
     "CITATION.cff",
 )
+GLOSSARY = "glossary.md"
 PAGES = {
     "benchmarks/results": "benchmarks.md",
     "benchmarks/README.md": "benchmarks.md",
@@ -129,9 +132,27 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return INCLUDE.sub(lambda found: included(found[1], found[2], depth), markdown)
 
 
-def on_page_content(content: str, **_: Any) -> str:
+def terms(content: str) -> str:
+    """Return a page with each row of its tables as a section of its own: the first cell
+    as a heading, and the second as a paragraph.
+
+    The search then finds each term by itself, with its explanation. It would take a
+    table as one text, in which the rows run together. A link can point at a term.
+    """
+
+    def section(row: re.Match[str]) -> str:
+        term, said = (cell.strip() for cell in row.groups())
+        words = html.unescape(re.sub(r"<[^>]+>", "", term))
+        place = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+        link = f'<a class="headerlink" href="#{place}" title="Permanent link">&para;</a>'
+        return f'<div><h3 id="{place}">{term}{link}</h3><p>{said}</p></div>'
+
+    return TABLE.sub(lambda t: f'<div class="terms">{ROW.sub(section, t[1])}</div>', content)
+
+
+def on_page_content(content: str, page: Any = None, **_: Any) -> str:
     """Write formulas as MathML, which browsers show without JavaScript. Pictures load
-    when they come into view.
+    when they come into view. The terms of the glossary become sections.
     """
     from latex2mathml.converter import convert
 
@@ -139,7 +160,13 @@ def on_page_content(content: str, **_: Any) -> str:
         # The converter does not know the command for "arg".
         formula = html.unescape(found[3]).strip().replace(r"\arg\min", r"\operatorname{argmin}")
         if found[2] == "(":
-            return convert(formula)
+            shown = convert(formula)
+            # The search takes the letters of a formula one after another, which would
+            # turn a fraction or a power into another number.
+            upright = not any(tag in shown for tag in ("<mfrac", "<msup", "<msubsup", "<msqrt"))
+            return shown if upright else shown.replace("<math", "<math data-search-exclude", 1)
         return f'<div class="formula">{convert(formula, display="block")}</div>'
 
+    if page is not None and page.file.src_uri == GLOSSARY:
+        content = terms(content)
     return FORMULA.sub(one, content).replace("<img ", '<img loading="lazy" ')

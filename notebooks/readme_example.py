@@ -72,11 +72,11 @@ right.plot(
     alpha=0.6,
     label="SGF landed, one dot per seed",
 )
-right.plot(0, error[0], "s", color=COLOURS["gd"], label="gradient flow")
+right.plot(0, error[0], "s", color=COLOURS["gd"], label="gradient flow: no noise acts")
 tidy(
     right,
-    title="Noise selects: larger loss integral, smaller error",
-    x="loss integral $\\int L$",
+    title="Noise selects: the more it acts, the smaller the error",
+    x="loss integral $\\int L$ through which noise acts",
     y="validation error of the limit",
     x_scale="linear",
 )

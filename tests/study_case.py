@@ -32,6 +32,7 @@ from sgfbias.study import robustness, study_named
 from sgfbias.study.claim import broken
 
 DRAWS = (0, 1, 2, 3)
+LONG = 6  # A table of more claims than this marks the main ones.
 
 
 def small_run(study):
@@ -115,6 +116,15 @@ class StudyCase:
 
     def test_there_is_a_negative_control(self, made):
         assert any(claim.control for claim in self.module.claims(made))
+
+    def test_a_long_table_has_main_claims_with_a_control(self, made):
+        """The command line prints five rows first, so at most five may be marked."""
+        claims = self.module.claims(made)
+        if len(claims) > LONG:
+            marked = [claim for claim in claims if claim.main]
+            assert 4 <= len(marked) <= 5, [claim.statement for claim in marked]
+            assert all(claim.must_hold for claim in marked)
+            assert any(claim.control for claim in marked)
 
     def test_the_picture_draws(self, made):
         figure = self.module.plot(made)

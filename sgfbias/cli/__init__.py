@@ -31,7 +31,10 @@ EXIT_STORE = 74
 EXIT_STOPPED = 130  # by Ctrl-C, as shells have it
 EXIT_PIPE = 141  # the reader of the output has gone
 EXIT_INTERRUPTED = 75
-ABOUT = "Which solution does the training algorithm pick, and does theory predict it?"
+ABOUT = (
+    "Which solution does the training algorithm pick, and does theory predict it? "
+    "sgfbias --version prints the version."
+)
 COMMANDS = {
     "list": ("list", "List the studies, with the question and the duration of each."),
     "run": (
@@ -173,8 +176,11 @@ def parsed(command: Any, name: str, arguments: list[str]) -> Any:
     """
     import tyro
 
+    from sgfbias.cli.values import registry
+
     return tyro.cli(
         tyro.conf.OmitArgPrefixes[with_help(command)],  # type: ignore[misc]
+        registry=registry(),
         args=arguments,
         prog=f"sgfbias {name}",
         description=inspect.cleandoc(command.__doc__),
@@ -189,6 +195,8 @@ def with_help(options: type) -> type:
     import docstring_parser
     import tyro
 
+    from sgfbias.cli.values import metavar
+
     texts: dict[str, str] = {}
     for base in reversed(options.__mro__[:-1]):
         for entry in docstring_parser.parse_from_object(base).params:
@@ -197,7 +205,10 @@ def with_help(options: type) -> type:
     fields = [
         (
             field.name,
-            Annotated[hints[field.name], tyro.conf.arg(help=texts.get(field.name))],
+            Annotated[
+                hints[field.name],
+                tyro.conf.arg(help=texts.get(field.name), metavar=metavar(hints[field.name])),
+            ],
             dataclasses.field(default=field.default, default_factory=field.default_factory),
         )
         for field in dataclasses.fields(options)

@@ -18,7 +18,9 @@ import tyro
 
 from sgfbias.cli import EXIT_BAD_INPUT, with_help
 from sgfbias.cli.bar import stages
+from sgfbias.cli.list import wrapped
 from sgfbias.cli.show import print_attributes, print_claims, verdict
+from sgfbias.cli.values import registry
 from sgfbias.study.execute import execute
 from sgfbias.study.frame import Study
 from sgfbias.study.registry import entries, find
@@ -137,6 +139,7 @@ def parse(arguments: list[str]) -> RunCommand:
     )
     tyro.cli(
         command,
+        registry=registry(),
         args=rest,
         prog=f"sgfbias run {name}",
         description=study.entry.question,
@@ -168,13 +171,13 @@ def _fields(config: Any) -> dict[str, Any]:
 def _studies(asked: bool) -> None:
     """Print the list of studies and exit, with status 2 unless help was asked for."""
     where = sys.stdout if asked else sys.stderr
-    print(
+    said = (
         "Run a study and compare it with theory: sgfbias run NAME [options]. The studies are"
         if asked
-        else "sgfbias: name a study, sgfbias run NAME; the studies are",
-        file=where,
+        else "sgfbias: name a study, sgfbias run NAME; the studies are"
     )
+    print(wrapped("", said, where), file=where)
     for entry in entries().values():
-        print(f"  {entry.name:20s} {entry.question}", file=where)
+        print(wrapped(f"  {entry.name:20s} ", entry.question, where), file=where)
     print("sgfbias run NAME --help shows the options of a study.", file=where)
     raise SystemExit(0 if asked else EXIT_BAD_INPUT)

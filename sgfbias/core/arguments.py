@@ -160,8 +160,9 @@ def count_steps(steps: Any, t1: Any, dynamics: AbstractDynamics, clock: Clock) -
         )
     fine = dynamics.brownian_steps(steps)
     if fine >= 2**31:
+        many = f"{fine:,}" if fine < 10**15 else f"about 10^{len(str(fine)) - 1}"
         raise ValueError(
-            f"`steps` times dt/brownian_dt must be below 2^31, but is {fine:,}: take fewer steps, "
+            f"`steps` times dt/brownian_dt must be below 2^31, but is {many}: take fewer steps, "
             "or a larger brownian_dt"
         )
     return steps

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_whole
+from sgfbias.core.checks import as_whole, shown
 from sgfbias.core.counter import fair_signs, normals
 
 # The random streams of one seed. They differ by purpose, so that for example a flow and
@@ -58,6 +58,20 @@ def seeds(start: int, stop: int, *, root: int = 0) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(base, i))(
         jnp.asarray(np.arange(first, last, dtype=np.uint32))
     )
+
+
+def check_key(key: Any) -> Array:
+    """Return `key` if it is one typed key, from which something is drawn.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(
+            f"`key` must be a typed PRNG key, but is {shown(key)}; write jax.random.key(0)"
+        )
+    if key.ndim:
+        raise ValueError(f"`key` must be a single key, but has shape {key.shape}")
+    return check_keys(key)
 
 
 def check_keys(keys: Any) -> Array:

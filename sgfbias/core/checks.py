@@ -100,10 +100,13 @@ def as_host_numbers(value: Any, name: str, wanted: str = "an array of numbers") 
         ) from error
     if array.dtype == object:
         if not all(isinstance(entry, numbers.Real) for entry in array.ravel()):
-            raise ValueError(f"`{name}` must be {wanted}, but is {shown(value)}")
+            raise ValueError(
+                f"`{name}` must be {wanted}, but is {shown(value)}"
+                f"{_odd_columns(value, array) or _for_words(array)}"
+            )
         array = array.astype(np.float64)
     if array.dtype.kind not in "fiubc" and not jnp.issubdtype(array.dtype, jnp.number):
-        raise ValueError(f"`{name}` must be {wanted}, but is {shown(value)}")
+        raise ValueError(f"`{name}` must be {wanted}, but is {shown(value)}{_for_words(array)}")
     if array.dtype in (np.longdouble, np.clongdouble):
         array = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
     native = array.astype(array.dtype.newbyteorder("="))
@@ -118,6 +121,26 @@ def as_host_numbers(value: Any, name: str, wanted: str = "an array of numbers") 
             "rescale them, or write jax.config.update('jax_enable_x64', True) first"
         )
     return kept
+
+
+def _for_words(array: np.ndarray) -> str:
+    """What to do with an array of words, which are often names of classes."""
+    if array.ndim == 1 and all(isinstance(entry, str) for entry in array.ravel()):
+        return "; for names of classes write numpy.unique(names, return_inverse=True)[1]"
+    return ""
+
+
+def _odd_columns(value: Any, array: np.ndarray) -> str:
+    """The columns of a table, such as a DataFrame of pandas, that are not numbers."""
+    names = getattr(value, "columns", None)
+    if names is None or array.ndim != 2 or len(names) != array.shape[1]:
+        return ""
+    odd = [
+        str(name)
+        for name, column in zip(names, array.T, strict=True)
+        if not all(isinstance(entry, numbers.Real) for entry in column)
+    ]
+    return f" whose columns {', '.join(odd[:5])} are not numbers; drop or encode these"
 
 
 def as_float_array(value: Any, name: str) -> jax.Array:
@@ -224,11 +247,13 @@ def check_finite(array: Any, name: str) -> None:
         )
 
 
-def check_shape(array: Any, name: str, shape: tuple[int, ...]) -> None:
-    """Refuse an array whose shape is not `shape`."""
+def check_shape(array: Any, name: str, shape: tuple[int, ...], *, more: str = "") -> None:
+    """Refuse an array whose shape is not `shape`. `more` says why it must be this."""
     if tuple(array.shape) != tuple(shape):
+        flat = tuple(array.shape) == (*shape, 1)
         raise ValueError(
-            f"`{name}` must have shape {tuple(shape)}, but has shape {tuple(array.shape)}"
+            f"`{name}` must have shape {tuple(shape)}{more}, but has shape {tuple(array.shape)}"
+            + (f"; write {name}[..., 0]" if flat else "")
         )
 
 
@@ -244,5 +269,6 @@ def check_positive(value: Any, name: str, *, zero_allowed: bool = False) -> None
     good = np.isfinite(values) & ((values >= 0) if zero_allowed else (values > 0))
     if not good.all():
         wanted = "non-negative" if zero_allowed else "positive"
-        first = values.item() if values.ndim == 0 else values[~good].ravel()[0]
+        # As text, a number of float32 has the digits that it was given with.
+        first = str(values[~good].ravel()[0])
         raise ValueError(f"`{name}` must be {wanted} and finite, but is {first}")

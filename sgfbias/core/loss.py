@@ -281,7 +281,10 @@ def as_loss(loss: Any) -> AbstractLoss:
         return loss
     if callable(loss) and not isinstance(loss, type):
         return PerExampleLoss(loss)
+    given = repr(loss)
+    if isinstance(loss, type):
+        given = f"the class {loss.__name__}; write {loss.__name__}()"
     raise ValueError(
         "`loss` must be a loss such as SquaredLoss() or SoftmaxCrossEntropyLoss(), or a "
-        f"function of one output and one target, but is {loss!r}"
+        f"function of one output and one target, but is {given}"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -15,6 +16,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.55)
     return f"did you mean {close[0]}? " if close else ""
+
+
+def also_takes(function: Callable[..., Any], given: Iterable[str]) -> str:
+    """What a function takes besides its first argument, which of these the given names
+    may mean, and nothing if it takes any name or this is not known.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ""
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return ""
+    names = [parameter.name for parameter in parameters[1:]]
+    hints = "".join(did_you_mean(name, names) for name in given if name not in names)
+    return f"; {hints}besides {parameters[0].name if parameters else 'nothing'} it takes " + (
+        ", ".join(names) or "nothing"
+    )
 
 
 class Named(dict):

@@ -63,7 +63,10 @@ def median_band(
     shown = shown[~np.isnan(shown).all(axis=1)]
     if shown.size == 0:
         return None
-    low, middle, high = np.nanquantile(shown, [levels[0], 0.5, levels[1]], axis=0)
+    known = ~np.isnan(shown).all(axis=0)
+    found = np.full((3, known.size), np.nan)
+    found[:, known] = np.nanquantile(shown[:, known], [levels[0], 0.5, levels[1]], axis=0)
+    low, middle, high = found
     if len(shown) > 1:
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(x, middle, style, color=colour, label=label or None, linewidth=1.5, markersize=4)

@@ -20,7 +20,7 @@ from sgfbias.core.arguments import (
 )
 from sgfbias.core.brownian import check_keys
 from sgfbias.core.cached import shapes_of
-from sgfbias.core.checks import as_whole, is_concrete
+from sgfbias.core.checks import as_whole, is_concrete, shown
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.engine import MAX_CHUNK
 from sgfbias.core.fused import check_choice, choose_fused
@@ -119,7 +119,12 @@ def simulate(
     if not isinstance(dynamics, AbstractDynamics):
         raise ValueError(
             "`dynamics` must be a flow or an algorithm, e.g. StochasticGradientFlow(0.05), but "
-            f"is {dynamics!r}"
+            f"is {shown(dynamics)}"
+            + (
+                "; the order is simulate(dynamics, network, problem)"
+                if isinstance(network, AbstractDynamics)
+                else ""
+            )
         )
     if not isinstance(problem, Problem):
         raise ValueError(

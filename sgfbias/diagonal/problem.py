@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sgfbias.core.brownian import check_keys
+from sgfbias.core.brownian import check_key
 from sgfbias.core.checks import (
     as_float,
     as_float_array,
@@ -96,7 +94,7 @@ class SparseRegression(Problem):
                 f"`X` needs at least one example and one feature, but has shape {X.shape}"
             )
         y = as_float_array(y, "y").astype(X.dtype)
-        check_shape(y, "y", (n,))
+        check_shape(y, "y", (n,), more=f", as X has {n} rows, one for each example")
         check_finite(X, "X")
         check_finite(y, "y")
         loss_scale = as_float(loss_scale, "loss_scale")
@@ -163,9 +161,7 @@ class SparseRegression(Problem):
             raise ValueError(f"`sparsity` must be between 1 and d={d}, but is {sparsity}")
         scatter = as_real(noise, "noise")
         check_positive(scatter, "noise", zero_allowed=True)
-        key = check_keys(key)
-        if key.ndim:
-            raise ValueError(f"`key` must be a single key, but has shape {key.shape}")
+        key = check_key(key)
         inputs_key, support_key, value_key, noise_key = jax.random.split(key, 4)
         X = jax.random.normal(inputs_key, (n, d), dtype or jnp.result_type(float))
         if covariance is not None:
@@ -327,50 +323,3 @@ def _check_covariance(covariance: Array) -> None:
     scale = np.abs(matrix).max()
     if not np.allclose(matrix, matrix.T, atol=1e-6 * scale) or np.linalg.eigvalsh(matrix)[0] <= 0:
         raise ValueError("`covariance` must be symmetric and positive definite")
-
-
-def load_problem(path: str | Path) -> SparseRegression:
-    """The problem stored in a .npz file with `X` (n, d), `y` (n,) and optionally
-    `beta_star` (d,). Nothing in the file is executed.
-
-    **Raises:** `ValueError` that says what is wrong with the file or with its arrays.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"there is no file {path}; expected a .npz file made by numpy.savez(path, X=X, y=y)"
-        )
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError(
-                f"{path} holds a single array instead of named ones; make it by "
-                "numpy.savez(path, X=X, y=y)"
-            )
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz file ({error}); make it by numpy.savez(path, X=X, y=y)"
-        ) from error
-    except ValueError as error:
-        if "allow_pickle" in str(error) or "pickle" in str(error).lower():
-            raise ValueError(
-                f"{path} is not a .npz file of plain numbers (it would need unpickling, which is "
-                "refused); make it by numpy.savez(path, X=X, y=y) from numeric arrays"
-            ) from error
-        raise
-    missing = {"X", "y"} - set(arrays)
-    unknown = set(arrays) - {"X", "y", "beta_star"}
-    if missing or unknown:
-        raise ValueError(
-            f"{path} must hold X, y and optionally beta_star, but holds "
-            f"{', '.join(sorted(arrays)) or 'nothing'}"
-            + (f"; missing: {', '.join(sorted(missing))}" if missing else "")
-        )
-    for name, array in arrays.items():
-        if array.dtype.kind not in "fiub":
-            raise ValueError(f"{name} in {path} must be real numbers, but has dtype {array.dtype}")
-    return SparseRegression(
-        *(arrays[k].astype(np.float64) if k in arrays else None for k in ("X", "y", "beta_star"))
-    )

@@ -169,8 +169,12 @@ def find(where: str, folder: Path) -> Any:
     **Raises:** `ValueError` if there is no such function.
     """
     module, _, name = where.partition(":")
+    module = module.removesuffix(".py")
     if not module or not name:
-        raise ValueError(f"`function` must be written as module:name, but is {where!r}")
+        raise ValueError(
+            f"`function` must be written as module:name, such as experiment:{module or 'run'}, but "
+            f"is {where!r}"
+        )
     here = str(folder.resolve())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from sgfbias.core.checks import as_whole, shown
 from sgfbias.core.fingerprint import fingerprint
-from sgfbias.core.names import did_you_mean
+from sgfbias.core.names import also_takes, did_you_mean
 from sgfbias.core.provenance import attributes
 from sgfbias.core.tiles import tile_size
 from sgfbias.core.types import Dataset
@@ -283,15 +283,15 @@ class Sweep:
             raise ValueError(
                 "the experiment cannot be called with keys and "
                 f"{', '.join(self.grid.names) or 'nothing else'}: {error}"
+                f"{also_takes(self.experiment, self.grid.names)}"
             ) from error
         except ValueError as error:
-            # Raised for a callable without a signature, and for a partial that fixes an
-            # argument which its function does not have. Only the latter is refused.
+            # A callable may have no signature. A partial may fix an argument which its
+            # function does not have, and only that is refused.
             if isinstance(self.experiment, functools.partial):
-                raise ValueError(
-                    "the experiment cannot be called with "
-                    f"{', '.join(self.experiment.keywords)}: {error}"
-                ) from error
+                fixed, function = self.experiment.keywords, self.experiment.func
+                said = f"{', '.join(fixed)}{also_takes(function, fixed)}"
+                raise ValueError(f"the experiment cannot be called with {said}") from error
 
     @property
     def tasks(self) -> list[Task]:

@@ -82,7 +82,11 @@ def line(
 def tidy(
     axes: Axes, *, title: str, x: str, y: str, x_scale: str = "log", y_scale: str = "log"
 ) -> None:
-    """Set the title, labels and scales of a panel, and draw a light grid."""
+    """Set the title, labels and scales of a panel, and draw a light grid. An axis on
+    which nothing is positive and finite is linear.
+    """
+    least_x, least_y = np.isfinite(axes.dataLim.minpos)
+    x_scale, y_scale = x_scale if least_x else "linear", y_scale if least_y else "linear"
     axes.set(xscale=x_scale, yscale=y_scale)
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x, fontsize=9)
@@ -171,7 +175,10 @@ def finish(
         low, high = scale.transform(np.asarray(axes.get_ylim()))
         grown = (high - low) / (1 - abs(room))
         ends = (low, low + grown) if room > 0 else (high - grown, high)
+        marked = axes.get_yticks()
         axes.set_ylim(*scale.inverted().transform(np.asarray(ends)))
+        if y_scale == "linear":  # the free space has no ticks, as it has no data
+            axes.set_yticks(marked[(marked >= low) & (marked <= high)])
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc=legend, fontsize=8, framealpha=0.8, edgecolor="none", borderpad=0.2)
 

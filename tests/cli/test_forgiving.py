@@ -129,6 +129,61 @@ def test_a_table_is_as_wide_as_the_terminal(columns, monkeypatch, capsys):
     assert max(map(len, lines)) > 0.8 * columns
 
 
+def test_a_list_of_studies_is_as_wide_as_the_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "70")
+    assert cli.main(["list"]) == 0
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 70
+    monkeypatch.delenv("COLUMNS")
+    assert cli.main(["list"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) > 100
+
+
+@pytest.mark.parametrize(("word", "number"), [("1e3", 1000), ("1_000", 1000), ("2.5e1", 25)])
+def test_a_whole_number_may_be_written_with_a_power_of_ten(word, number):
+    assert cli.parse(["run", "svag", "--seeds", word]).config.seeds == number
+    batches = cli.parse(["run", "edge-of-stability", "--batch-sizes", "1", "2e0"])
+    assert batches.config.batch_sizes == (1, 2)
+
+
+@pytest.mark.parametrize("word", ["1.5", "1e-3", "many", "inf"])
+def test_what_is_no_whole_number_is_refused(word, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", "svag", "--seeds", word])
+    assert end.value.code == 2
+    assert "is not a whole number" in capsys.readouterr().err
+
+
+def test_the_help_names_the_value_of_an_option_that_may_be_left_out(capsys):
+    for words in (["show"], ["sweep"], ["explore"], ["run", "diagonal"]):
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--help"])
+    told = capsys.readouterr().out
+    assert "{None}" not in told
+    assert "--picture PATH" in told
+    assert "--data PATH" in told
+
+
+def test_a_panel_without_positive_values_has_a_linear_axis():
+    figure, (left, right) = plotting.panels(columns=2)
+    left.plot([1.0, 2.0], [np.nan, -1.0])
+    right.plot([1.0, 2.0], [1.0, 10.0])
+    for axes in (left, right):
+        plotting.finish(axes, title="t", x="x", y="y")
+    figure.draw_without_rendering()
+    assert (left.get_yscale(), left.get_xscale()) == ("linear", "log")
+    assert right.get_yscale() == "log"
+
+
+def test_a_band_of_runs_that_all_diverge_ends_without_a_warning():
+    _, (axes,) = plotting.panels(columns=1)
+    rows = np.array([[1.0, 2.0, np.nan], [3.0, np.inf, np.nan]])
+    plotting.band(axes, np.array([1.0, 2.0, 3.0]), rows, colour="k", label="runs")
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [2, 2, np.nan])
+
+
 def test_a_claim_without_a_reason_is_told_without_brackets():
     assert claim("It is so", "", holds=False, measured="3").told == "It is so: 3"
     told = claim("It is so", "", holds=False, measured="3", reason="why").told

@@ -87,6 +87,10 @@ NOT_WHOLE = {**NOT_NUMBERS, "fraction": 1.5, "huge": 2**70}
 OTHERS = {"word": "a word", "number": 3.5, "pair": (1, "a"), "object": object()}
 OBJECTS = {
     "dynamics": (lambda v: sgf.simulate(v, NETWORK, PROBLEM, steps=1), "must be a flow"),
+    "order": (
+        lambda v: sgf.simulate(v, sgf.GradientDescent(0.1), PROBLEM, steps=1),
+        "the order is simulate(dynamics, network, problem)",
+    ),
     "problem": (lambda v: sgf.simulate(sgf.GradientDescent(0.1), NETWORK, v, steps=1), "must be a"),
     "coordinates": (lambda v: run(coordinates=v), "`coordinates`"),
     "select": (lambda v: sgf.select(v, 0.0), "must be a SparseRegression"),
@@ -98,7 +102,7 @@ OBJECTS = {
         lambda v: sgf.tune(square, 1.0, keys=KEYS, optimiser=v, iterations=1),
         "must be an optax.GradientTransformation",
     ),
-    "key": (lambda v: sgf.SparseRegression.sample(v, n=2, d=3, sparsity=1), "`keys` must be"),
+    "key": (lambda v: sgf.SparseRegression.sample(v, n=2, d=3, sparsity=1), "jax.random.key(0)"),
     "grid": (lambda v: sgf.Sweep(lambda keys: None, v, seeds=2), "must be a mapping"),
     "inputs": (lambda v: sgf.Problem(v, Y), "`inputs`"),
     "targets": (lambda v: sgf.Problem(X, v), "targets"),

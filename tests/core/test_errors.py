@@ -13,7 +13,7 @@ from helpers import network, small_problem
 
 import sgfbias as sgf
 from sgfbias.diagonal import stepsize
-from sgfbias.diagonal.problem import load_problem
+from sgfbias.diagonal.files import load_problem
 from sgfbias.diagonal.setup import step_size
 from sgfbias.diagonal.stepsize import find_step_size, predicted_edge
 from sgfbias.study import store
@@ -108,7 +108,7 @@ CASES = {
     ),
     "y too long": (
         lambda: sgf.SparseRegression(np.ones((2, 3)), np.ones(3)),
-        r"`y` must have shape \(2,\), but has shape \(3,\)",
+        r"`y` must have shape \(2,\), as X has 2 rows, one for each example, but has shape \(3,\)",
     ),
     "truth too long": (
         lambda: sgf.SparseRegression(np.ones((2, 3)), np.ones(2), np.ones(2)),
@@ -428,6 +428,26 @@ CASES = {
         lambda: run(sgf.MomentumFlow(0.1, dt=0.1), keys=None, coordinates="mirror"),
         "moves the weights themselves",
     ),
+    "a class of losses": (
+        lambda: labelled(LABELS, sgf.SoftmaxCrossEntropyLoss),
+        r"is the class SoftmaxCrossEntropyLoss; write SoftmaxCrossEntropyLoss\(\)",
+    ),
+    "names of classes": (
+        lambda: labelled(np.array(["a", "b", "c"])[LABELS]),
+        r"dtype <U1 .*; for names of classes write numpy.unique\(names, return_inverse=True\)",
+    ),
+    "a column of targets": (
+        lambda: sgf.SparseRegression(np.eye(3, 4), np.ones((3, 1))),
+        r"`y` must have shape \(3,\), as X has 3 rows.* has shape \(3, 1\); write y\[..., 0\]",
+    ),
+    "a single precision step": (
+        lambda: sgf.StochasticGradientDescent(np.float32(-0.1)),
+        "`step_size` must be positive and finite, but is -0.1",
+    ),
+    "steps beyond counting": (
+        lambda: run(flow(1e-300, dt=1e-300), steps=None, t1=1.0),
+        r"below 2\^31, but is about 10\^(299|300)",
+    ),
     "missing file": (lambda: load_problem("nowhere.npz"), "there is no file nowhere.npz"),
     "no store": (lambda: store.load("nowhere.zarr"), "there is no store at nowhere.zarr"),
     "a store that is not one": (lambda: store.load("."), "not a zarr store"),
@@ -593,6 +613,38 @@ def test_data_files(tmp_path):
         load_problem(tmp_path / "complex.npz")
     np.savez(tmp_path / "good.npz", X=np.ones((1, 2)), y=np.ones(1))
     assert load_problem(tmp_path / "good.npz").beta_star is None
+
+
+def test_a_table_is_read_by_the_names_of_its_columns(tmp_path):
+    table = tmp_path / "data.csv"
+    table.write_text("age,y,mass\n1,2,3e-6\n\n4,5,6e6\n")
+    problem = load_problem(table)
+    np.testing.assert_array_equal(problem.X, [[1, 3e-6], [4, 6e6]])
+    np.testing.assert_array_equal(problem.y, [2, 5])
+    for text, said in {
+        "": "data.csv is empty; its first line must name the columns, one of them y",
+        "1,2\n3,4\n": "exactly one of them y, the targets; it is 1, 2",
+        "a,Y\n1,2\n": "the targets; is it Y",
+        "a,y\n": "at least one row below the names",
+        "y\n1\n": "at least one row below the names, and one feature",
+        "a,y\n1\n": "row 1 of .* has 1 entries, but there are 2 columns",
+        "a,city,y\n1,Ulm,2\n": "column city of .* must be numbers, but row 1 has 'Ulm'",
+        "a,y\n1,2\nnan,1\n": "`X` must be finite, but 1 of 2 entries are NaN",
+    }.items():
+        table.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            load_problem(table)
+
+
+def test_the_columns_of_a_table_that_are_not_numbers_are_named():
+    class Table:  # as a DataFrame of pandas is read
+        columns = ("age", "city")
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array([[1, "Ulm"], [2, "Bonn"]], dtype=object)
+
+    with pytest.raises(ValueError, match="whose columns city are not numbers; drop or encode"):
+        sgf.SparseRegression(Table(), [1.0, 2.0])
 
 
 def test_a_store_is_not_overwritten_unasked(tmp_path):

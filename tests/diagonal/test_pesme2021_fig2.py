@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import spearmanr
 from study_case import StudyCase
 
-from sgfbias.diagonal.studies.pesme2021 import common, fig2
+from sgfbias.diagonal.studies.pesme2021 import fig2
+from sgfbias.diagonal.studies.pesme2021.fig2.claims import spearman
 
 
 @pytest.mark.slow
@@ -81,4 +82,4 @@ def test_the_papers_size():
 
 def test_rank_correlation_is_spearmans():
     a, b = np.random.default_rng(1).normal(size=(2, 40))
-    assert float(common.spearman(a, b)) == pytest.approx(spearmanr(a, b)[0])
+    assert float(spearman(a, b)) == pytest.approx(spearmanr(a, b)[0])

@@ -8,6 +8,7 @@ import pytest
 from study_case import StudyCase
 
 from sgfbias.diagonal.studies.pesme2021 import fig3
+from sgfbias.diagonal.studies.pesme2021.fig3.claims import overlap
 from sgfbias.diagonal.theory.effective import euler_scatter
 
 
@@ -83,12 +84,12 @@ def test_overlap_is_the_probability_that_two_draws_meet():
     a, b = rng.normal(size=30), rng.normal(1.5, size=20)
     x, y = rng.choice(a, (40_000, 5)), rng.choice(b, (40_000, 5))
     met = np.mean((x.min(axis=1) <= y.max(axis=1)) & (y.min(axis=1) <= x.max(axis=1)))
-    assert fig3.overlap(a, b) == pytest.approx(met, abs=0.01)
-    assert fig3.overlap(a, a + 100) == pytest.approx(0, abs=1e-12)
+    assert overlap(a, b) == pytest.approx(met, abs=0.01)
+    assert overlap(a, a + 100) == pytest.approx(0, abs=1e-12)
     long = rng.normal(size=(2, 20_000))
     # With one distribution the ranges miss each other in two of the 252 ways to split
     # ten values into halves.
-    assert fig3.overlap(*long) == pytest.approx(1 - 2 / 252, abs=1e-3)
+    assert overlap(*long) == pytest.approx(1 - 2 / 252, abs=1e-3)
 
 
 def test_a_step_of_euler_scatters_as_the_break_of_the_law_says():

@@ -145,6 +145,28 @@ def test_links_of_an_included_section_are_seen_from_its_page():
     assert hooks.sections("# T\nhead\n\n## A\nb\n\n### sub\n\n## C\n")["A"] == "b\n\n### sub"
 
 
+def test_each_term_of_the_glossary_is_a_section_that_the_search_finds_by_itself():
+    hooks = load("hooks")
+    table = (
+        "<table>\n<thead>\n<tr>\n<th>term</th>\n<th>meaning</th>\n</tr>\n</thead>\n<tbody>\n"
+        "<tr>\n<td>row space</td>\n<td>the span of <code>X</code></td>\n</tr>\n"
+        "<tr>\n<td>fibre (of X)</td>\n<td>all solutions</td>\n</tr>\n</tbody>\n</table>"
+    )
+    page = hooks.terms(f"<p>before</p>{table}<p>after</p>")
+    assert re.findall(r'<h3 id="(.*?)">(.*?)<a .*?</h3><p>(.*?)</p>', page) == [
+        ("row-space", "row space", "the span of <code>X</code>"),
+        ("fibre-of-x", "fibre (of X)", "all solutions"),
+    ]
+    assert "<table" not in page
+    assert page.startswith("<p>before</p>")
+    assert page.endswith("<p>after</p>")
+    # The sections of one page need places of their own.
+    rows = re.findall(r"^\| (.+?) \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    places = [re.sub(r"[^a-z0-9]+", "-", row.lower()).strip("-") for row in rows]
+    kept = [place for place in places if place not in {"", "symbol", "term", "status"}]
+    assert len(kept) == len(set(kept)) > 40
+
+
 @pytest.mark.parametrize("name", ["studies", "robustness"])
 def test_the_page_is_what_the_stored_results_say(name):
     """So no number on it outlives the results that it was written from."""

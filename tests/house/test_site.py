@@ -243,6 +243,21 @@ def test_search_finds_pages_of_a_site_on_a_disk(site):
     assert {Path(unquote(urlsplit(one).path)).is_file() for one in found} == {True}
 
 
+@pytest.mark.slow
+def test_search_finds_a_term_of_the_glossary_with_its_explanation(site):
+    index = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    found = {entry["location"]: entry for entry in index}
+    assert found["glossary.html#fibre"]["title"] == "fibre"
+    assert "all β with the same predictions" in found["glossary.html#fibre"]["text"]
+    assert len(found["glossary.html#terms"]["text"]) < 100
+    # A fraction or a power is left out: its letters alone would be another number.
+    assert "14n" not in found["glossary.html#l"]["text"]
+    assert found["glossary.html#gamma"]["title"] == "γ"
+    shown = in_browser(f"{(site / 'index.html').as_uri()}?q=fibre")
+    assert "glossary.html" in shown
+    assert "all β with the same predictions" in re.sub(r"<[^>]+>", "", shown)
+
+
 LOOK = """<!doctype html><body></body><script>
 (async () => {
   const found = [];

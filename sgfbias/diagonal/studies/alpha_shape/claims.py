@@ -53,6 +53,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             measured=words,
             tolerance="a gain in training, and the interval of the last number below 0",
             holds=gain < 0 and half.high < 0,
+            main=True,
             reason="the alphas fit accidents of the training tasks",
         ),
         _better(
@@ -72,6 +73,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             + elsewhere.shown(f"worse on {np.mean(elsewhere.values > 0):.0%} of the tasks"),
             tolerance="paired interval of the ratio above 1",
             holds=elsewhere.ratio.low > 1,
+            main=True,
         ),
         control(
             "learned on tasks without a shared support, alpha only memorises these tasks: less "
@@ -151,6 +153,7 @@ def _better(
         ),
         tolerance=f"paired interval of the ratio below {below:g}",
         holds=ratio.ratio.high < below,
+        main=below == 1,
         must_hold=below == 1,
         reason="the alpha learned on the training tasks is not that good on held-out tasks",
     )
@@ -174,6 +177,7 @@ def _support(ds: xr.Dataset) -> Claim:
         f"{chance:.1g}); log alpha is at least {least:.2f} on it and at most {most:.2f} off it",
         tolerance=f"all on the support, and the probability by chance below {CHANCE:g}",
         holds=least > most and chance < CHANCE,
+        main=True,
         reason="some alphas off the support are as large as those on it, or there are too few "
         "coordinates to exclude chance",
     )

@@ -59,6 +59,8 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         x="iteration",
         y="geometric mean of the error, ±2 standard errors",
         x_scale="linear",
+        room=-0.3,
+        legend="lower left",
     )
     for name, colour, label, style in (
         ("learned", COLOURS["sgd"], "learned α", "-"),

@@ -45,6 +45,7 @@ def _shares(axes: Axes, ds: xr.Dataset) -> None:
         y="share of seeds",
         x_scale="linear",
         y_scale="linear",
+        room=-0.25,
         legend="lower left",
     )
 

@@ -122,6 +122,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             f"{_worst(off['single'], rows)}{left_out}",
             tolerance=f"at most {TOLERANCE:.0e} of the root mean square over seeds",
             holds=np.all(off["single"] <= TOLERANCE),
+            main=True,
         ),
         claim(
             "Forward mode equals reverse mode at every seed and every entry of the gradient",
@@ -146,6 +147,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             + (f"; {np.sum(~whole)} pairs lost seeds and are left out" if lost else ""),
             tolerance="all of these pairs; at most half of all pairs left out",
             holds=large.any() and large.all() and whole.mean() >= 0.5,
+            main=True,
         ),
         _fixed_time(ds),
         *_limit_claims(ds),
@@ -250,6 +252,7 @@ def _limit_claims(ds: xr.Dataset) -> list[Claim]:
             f"which is the 1% quantile if {COVERED:.0%} are covered, as for the landed solution "
             "itself",
             holds=np.sum(error <= estimate) >= enough,
+            main=True,
         ),
         claim(
             statements["later"],
@@ -269,6 +272,7 @@ def _limit_claims(ds: xr.Dataset) -> list[Claim]:
             tolerance="the landed solution's below a tenth of the iterate's after every number of "
             "steps",
             holds=np.all(landed < 0.1 * iterate),
+            main=True,
         ),
         control(
             statements["frozen"].removeprefix(CONTROL),
@@ -279,5 +283,6 @@ def _limit_claims(ds: xr.Dataset) -> list[Claim]:
             tolerance="after the last number of steps above 10 times the full gradient's error; "
             "within the estimate for less than half",
             holds=fixed[-1] > 10 * landed[-1] and covered_fixed < 0.5,
+            main=True,
         ),
     ]

@@ -28,14 +28,19 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         (ds["mode_gap"].values, "x", COLOURS["gd"], "forward against reverse mode"),
     ):
         left.plot(np.maximum(gap, 1e-17), at, style, color=colour, label=label)
-    left.axvline(TOLERANCE, color=COLOURS["sgf"], linestyle=":", linewidth=1)
-    left.axvline(MODES, color=COLOURS["gd"], linestyle=":", linewidth=1)
+    for tolerance, colour, label in (
+        (TOLERANCE, COLOURS["sgf"], "tolerance, against central differences"),
+        (MODES, COLOURS["gd"], "tolerance, forward against reverse mode"),
+    ):
+        left.axvline(tolerance, color=colour, linestyle=":", linewidth=1, label=label)
     finish(
         left,
         title="Gaps to central differences, and between modes",
-        x="relative gap (dotted: tolerance)",
+        x="relative gap",
         y="outcome and hyperparameter",
         y_scale="linear",
+        room=-0.2,
+        legend="lower left",
     )
     left.set_yticks(at, ds["row"].values, fontsize=7)
     for name, other, colour, style, label in (

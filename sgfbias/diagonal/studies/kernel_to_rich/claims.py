@@ -91,6 +91,7 @@ def _worst(ds: xr.Dataset, depth: int) -> Claim:
         f"{slope:.3f} between the last two",
         tolerance=f"slope within 0.05 of {expected}, and last ratio within 2 {power} of 1",
         holds=abs(slope - expected) < 0.05 and abs(ratio[-1] - 1) < 2 * order[-1],
+        main=depth <= 3,
     )
 
 
@@ -114,6 +115,7 @@ def _crossed(ds: xr.Dataset, depth: int) -> Claim:
         tolerance="own depth below 0.2 (twice the largest order fitted), all others above ln 3",
         holds=off[depth] < 2 * order[0]
         and min(value for p, value in off.items() if p != depth) > np.log(3),
+        main=depth == 2,
         reason="these alphas do not distinguish the orders of the depths",
     )
 
@@ -183,6 +185,7 @@ def _kernel(ds: xr.Dataset, depth: int) -> Claim:
         tolerance="slope within 0.05 of -2 on every draw, and remainder below 1/scale^2 at the "
         "largest alpha, where scale = alpha^p / max |beta_l2|",
         holds=np.all(np.abs(slopes + 2) < 0.05) and np.all(gap[:, -1] < 1 / scale[-1] ** 2),
+        main=depth == 2,
     )
 
 
@@ -221,6 +224,7 @@ def _monotone(ds: xr.Dataset) -> Claim:
         and slope.min() > -1e-9
         and np.isfinite(l1).all()
         and np.isfinite(l2).all(),
+        main=True,
         reason="theory makes sum sqrt(beta^2 + 4 alpha^4) monotone, but not the norms themselves",
     )
 

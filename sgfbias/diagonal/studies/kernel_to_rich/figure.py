@@ -40,7 +40,7 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
     finish(each, title="Excess l1 norm on each problem", x="α", y=EXCESS)
     finish(
         kernel,
-        title="Kernel limit; dotted: beyond the predicted correction",
+        title="Kernel limit; dotted: after the correction",
         x="$\\alpha^p / \\max |\\beta_{l2}|$",
         y="relative distance to minimum l2",
     )

@@ -86,6 +86,7 @@ def _conditions(flows: list[xr.Dataset]) -> list[Claim]:
             measured=f"ratio {listed(found, '.3f')} {at(flows)}",
             tolerance=f"2 within the 99% intervals over seeds, corrected for {len(flows)} tests",
             holds=all(each.contains(2) for each in found),
+            main=True,
         ),
         claim(
             "Flow: off the support of the Lasso solution, |mean X^T r / n|_i is at most "
@@ -120,6 +121,7 @@ def _solutions(ds: xr.Dataset, flows: list[xr.Dataset]) -> list[Claim]:
             f"Student's t at 99%, corrected for {len(flows)} tests, plus a third of the change of "
             "the mean since a quarter of the run",
             holds=np.all(gaps < allowed),
+            main=True,
             reason="small coordinates settle last, so a longer run is needed",
         )
         if np.all(apart > allowed) and not slow
@@ -201,6 +203,7 @@ def _known_loss(ds: xr.Dataset, flows: list[xr.Dataset]) -> Claim:
         f"{len(ratio)} tests; distances {listed(allowed, '.4f')}, from the scatter of the "
         "seeds, the start, and the same share of the move of the solution at twice the penalty",
         holds=np.all(np.abs(ratio - 1) < neglected + error) and np.all(aside < allowed),
+        main=True,
     )
 
 
@@ -296,6 +299,7 @@ def _without_noise(ds: xr.Dataset, flows: list[xr.Dataset]) -> Claim:
         tolerance=f"every seed without label noise further away than {allowed:.4f}, what the "
         "scatter and the start explain, and its |X^T r / n| below a tenth",
         holds=elsewhere.min() > allowed and left < slope / 10,
+        main=True,
     )
 
 
@@ -329,6 +333,7 @@ def _of_descent(runs: list[xr.Dataset]) -> list[Claim]:
             tolerance="predictions within the 99% intervals over seeds, corrected for "
             f"{len(runs)} tests, and widened by the prediction minus 2, for the order after it",
             holds=all(each.contains(aim) for each, aim in zip(widened, aims, strict=True)),
+            main=True,
         ),
         *_flows_penalty(runs, aims, others),
     ]

@@ -100,7 +100,8 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         markersize=3,
         label="off the support of the Lasso solution (hollow)",
     )
-    left_title = f"One seed: {flow['run'].item()}"
+    named = flow["run"].item().replace("gamma ", "γ = ").replace("delta ", "δ = ")
+    left_title = f"One seed: {named}"
     finish(
         left,
         title=left_title,

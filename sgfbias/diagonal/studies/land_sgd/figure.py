@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sgfbias.diagonal.studies.land_sgd import DYNAMICS, Config
-from sgfbias.diagonal.studies.land_sgd.claims import judged
+from sgfbias.diagonal.studies.land_sgd.rungs import judged
 from sgfbias.study.plotting import COLOURS, Axes, Figure, finish, panels, quantile_band
 from sgfbias.study.statistics import mean
 

@@ -48,8 +48,8 @@ class Config(SeededConfig):
     problem_seed: int = 0
     """Random seed from which the problem is drawn."""
     data: Path | None = None
-    """A .npz file with X (n, d), y (n,) and optionally beta_star (d,), used instead of
-    a drawn problem; None draws one.
+    """A .npz file with X (n, d), y (n,) and optionally beta_star (d,), or a .csv file
+    with a column y, used instead of a drawn problem; None draws one.
     """
     first_seed: Seed = 0
     """Number of the first seed; the others follow it. A run depends only on the number

@@ -26,7 +26,7 @@ from sgfbias import (
     land,
     simulate,
 )
-from sgfbias.diagonal.problem import load_problem
+from sgfbias.diagonal.files import load_problem
 from sgfbias.diagonal.setup import draw, step_size
 from sgfbias.diagonal.studies.main import LAW_STEPS, WIDTHS, Config
 from sgfbias.diagonal.theory.effective import mean_loss_law, per_sample_law

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sgfbias.diagonal.studies.momentum import LEVELS, Config
-from sgfbias.diagonal.studies.momentum.claims import NAMES, apart, shrinkage, whole_lambdas
+from sgfbias.diagonal.studies.momentum.quantities import NAMES, apart, shrinkage, whole_lambdas
 from sgfbias.study.plotting import (
     COLOURS,
     Axes,
@@ -106,6 +106,8 @@ def _problems(panel: Axes, ds: xr.Dataset, config: Config) -> None:
         y=y,
         x_scale="linear",
         y_scale="linear",
+        room=0.3,
+        legend="upper left",
     )
     panel.set_xscale("symlog", linthresh=1)
 

@@ -69,6 +69,7 @@ def _theorem(ds: xr.Dataset) -> list[Claim]:
                 measured=found[name][2],
                 tolerance="exponent of the gap in dt at least 0.4",
                 holds=found[name][1] >= 0.4,
+                main=name == "minibatch",
                 reason="this noise leaves the span of the rows",
             )
             for name in INSIDE
@@ -81,6 +82,7 @@ def _theorem(ds: xr.Dataset) -> list[Claim]:
             "gap of the other noises",
             tolerance="exponent below 0.2, and more than 3 times the other gaps",
             holds=slope < 0.2 and gap[-1] > 3 * others,
+            main=True,
         ),
     ]
 
@@ -109,6 +111,7 @@ def _law(ds: xr.Dataset, config: Config, name: str) -> Claim:
         "1/16, and of 3 standard errors",
         holds=abs(off - drift)
         <= scale / 16 + 3 * error + (config.step_size / 16 if name == "none" else 0),
+        main=name == "minibatch",
     )
 
 
@@ -196,6 +199,7 @@ def _ends(ds: xr.Dataset, config: Config) -> list[Claim]:
             + " (with no noise by construction)",
             tolerance="this order",
             holds=alpha["label"] < alpha["mean-loss"] and alpha["minibatch"] < alpha["minibatch-4"],
+            main=True,
         ),
         below(
             "Noise helps: the selected solution has a lower error with mean-loss noise than "

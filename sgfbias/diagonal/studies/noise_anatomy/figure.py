@@ -31,7 +31,7 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         band(along, ds["time"].values, values, colour=PALETTE[name], label=LABELS[name])
     finish(
         theorem,
-        title="Distance from the theorem's solution, in weights coordinates",
+        title="Distance from the theorem's solution, in weights",
         x="dt / γ",
         y="median relative gap",
     )
@@ -65,7 +65,7 @@ def _bars(panel: Axes, rows: dict[str, np.ndarray], *, title: str, x: str) -> No
         panel.plot([middle], [place], "o", color=PALETTE[name])
     finish(
         panel,
-        title=f"{title}, 5% to 95% of the seeds",
+        title=f"{title}, 90% of the seeds",
         x=x,
         y="noise model",
         x_scale="linear",

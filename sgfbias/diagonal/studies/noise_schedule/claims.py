@@ -37,6 +37,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             f"{_shown(_ratio(ds, 'reversed', 'constant'))}",
             tolerance="99% interval of the first ratio above 1",
             holds=reverse.ratio.low > 1,
+            main=True,
             reason="it does not matter when the budget is spent",
         ),
         _informs(
@@ -131,6 +132,7 @@ def _beats_constant(ds: xr.Dataset) -> Claim:
         tolerance="99% interval of the paired ratio below 1, and a grid that is not cheaper than "
         "the search",
         holds=ratio.ratio.high < 1 and grid >= search,
+        main=True,
         reason="the learned schedule is not better than the best constant"
         if ratio.ratio.high >= 1
         else "the grid search had a smaller budget of computing than the search",
@@ -174,6 +176,7 @@ def _generalises(ds: xr.Dataset) -> Claim:
         ),
         tolerance="a gain in training, and the 99% interval of the last number below 0",
         holds=gain < 0 and kept.high < 0,
+        main=True,
         reason="there is no gain in training, there are too few seeds to decide, or the gain in "
         "training differs from the gain on held-out problems",
     )
@@ -225,6 +228,7 @@ def _gradient(ds: xr.Dataset) -> Claim:
         f"difference; this error is larger than {DIFFERENCE:g}, or a derivative not finite, for "
         f"at most {MOST_LOST:.0%} of the derivatives",
         holds=known.any() and close and np.mean(~known | coarse) <= MOST_LOST,
+        main=True,
         reason="the derivatives of the outcome are wrong",
     )
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
-from scipy.stats import rankdata
 
 from sgfbias import (
     DiagonalNetwork,
@@ -236,12 +235,13 @@ def below(
     than: str = "gd",
     than_word: str = "gradient descent's",
     unless: str = "",
+    main: bool = False,
 ) -> Claim:
     """The claim that the median final error of the runs `name` is below the final error
     of the single run `than`.
 
     **Arguments:** `unless`: why the claim cannot be tested on this draw, as of
-    `no_effect`. An empty text means that it can.
+    `no_effect`. An empty text means that it can. `main`: as for `claim`.
     """
     statement = f"The median final error of {word} is below {than_word}"
     if unless:
@@ -256,6 +256,7 @@ def below(
         f"{sample.size} seeds",
         tolerance="99% interval of the median below",
         holds=middle.high < bound,
+        main=main,
         reason="noise did not lower the error here",
     )
 
@@ -299,22 +300,6 @@ def printed(
     )
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation along the last axis."""
-    one, other = (
-        ranks - ranks.mean(axis=-1, keepdims=True)
-        for ranks in (rankdata(v, axis=-1) for v in (a, b))
-    )
-    return np.sum(one * other, axis=-1) / np.sqrt(
-        np.sum(one**2, axis=-1) * np.sum(other**2, axis=-1)
-    )
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> Estimate:
-    """Spearman's rank correlation of two paired samples."""
-    return estimate(spearman, a, b, paired=True)
-
-
 def shift(ds: xr.Dataset, first: str, second: str, reference: str) -> Estimate:
     """`|log(median_first / median_second)| / |log(reference / median_second)|` of the
     final errors: 0 if the medians of `first` and `second` agree, 1 if `first` is as far
@@ -330,7 +315,13 @@ def shift(ds: xr.Dataset, first: str, second: str, reference: str) -> Estimate:
 
 
 def alike(
-    ds: xr.Dataset, where: str, *, flow: str = "sgf", sgd: str = "sgd", gd: str = "gd"
+    ds: xr.Dataset,
+    where: str,
+    *,
+    flow: str = "sgf",
+    sgd: str = "sgd",
+    gd: str = "gd",
+    main: bool = False,
 ) -> Claim:
     """The claim that the flow's median final error is closer to SGD's than gradient
     descent's is, in logarithms.
@@ -362,6 +353,7 @@ def alike(
         f"gradient descent {float(final(ds, gd)):.3g}; ratio of the logarithms {part:.2f}",
         tolerance="99% interval of the ratio below 1",
         holds=part.high < 1,
+        main=main,
         reason="the flow is not close to SGD at this step size",
     )
 

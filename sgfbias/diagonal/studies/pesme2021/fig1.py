@@ -154,7 +154,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     left = alphas.if_converged(
         converged,
         lambda: [
-            common.below(ds, "left_sgd", "SGD", LEFT, than="left_gd"),
+            common.below(ds, "left_sgd", "SGD", LEFT, than="left_gd", main=True),
             common.below(ds, "left_sgf", "the flow", LEFT, than="left_gd"),
             # The flow has mean-loss noise, and SGD does not. How much that matters for
             # the error depends on the problem.
@@ -258,6 +258,6 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
     right.axhline(1, color=COLOURS["gd"], linewidth=1)
     own = float(common.final(ds, "left_gd")) / np.nanmedian(common.final(ds, "left_sgd"))
     right.axhline(own, color=COLOURS["sgf"], linestyle="--", label="this problem")
-    title = f"Ratio of gradient descent's error to SGD's, α = {config.alpha:g}"
+    title = f"Gradient descent's error / SGD's, α = {config.alpha:g}"
     finish(right, title=title, x="problem, by rank", y="ratio of final errors", x_scale="linear")
     return figure

@@ -249,6 +249,7 @@ def _several(ds: xr.Dataset) -> Claim:
         f"{np.nanmedian(sgd):.3g} without; ratio {ratio:.3g}",
         tolerance="99% interval of the ratio above 3",
         holds=ratio.low > 3,
+        main=True,
         reason="the label noise is too weak or too short",
     )
 
@@ -282,6 +283,7 @@ def _decades(ds: xr.Dataset, name: str, selected: bool) -> Claim:
         tolerance=f"interval above {DECADES}"
         + ("" if selected else ", which takes the paper's 1e6 iterations"),
         holds=gap.low > DECADES,
+        main=selected,
         must_hold=selected,
         reason="label noise shrank alpha too little"
         if selected
@@ -311,6 +313,7 @@ def _law(ds: xr.Dataset) -> Claim:
         tolerance="within 3 standard errors of 0 at gamma/2, or interval of the ratio within "
         "-0.75 to 0.75",
         holds=abs(mean[1]) < 3 * error[1] or max(abs(ratio.low), abs(ratio.high)) < 0.75,
+        main=True,
         reason="log alpha shrinks at another rate",
     )
 
@@ -330,6 +333,7 @@ def _full_batch(ds: xr.Dataset, config: Config) -> Claim:
         tolerance="shrinkage between 2/3 and 3/2 of the prediction, and error above 10 times "
         "SGD's with label noise",
         holds=2 / 3 < part < 3 / 2 and noisy / full < 0.1,
+        main=True,
         reason="label noise acts by something other than its variance",
     )
 

@@ -163,6 +163,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
                 ds["again_end_distance"],
                 ds["gd_end_distance"],
                 predicted="closer; SGD's offset and gradient descent's own shrinkage remain",
+                main=True,
                 reason="SGD's offset, or gradient descent's own shrinkage, is not small at this "
                 "gamma",
             ),
@@ -175,6 +176,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
                     rule["own"],
                     rule[name],
                     kind=control,
+                    main=name == "half",
                     predicted="further than from alpha_inf",
                     reason="SGD's solution does not distinguish this initialisation from alpha_inf",
                 )
@@ -209,6 +211,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
                 np.abs(np.log(again / sgd)),
                 np.abs(np.log(gd / sgd)),
                 predicted="|log(error / SGD's error)| smaller",
+                main=True,
                 reason="the offsets change the error at this gamma",
             ),
             *(
@@ -276,6 +279,7 @@ def _accounted(ds: xr.Dataset) -> Claim:
         f"misses where SGD ends by {share:.0%} of the distance that remains there (median)",
         tolerance="at most 1e-5, and above 1% without the offset",
         holds=off.max() < 1e-5 and share > 1e-2,
+        main=True,
         reason="the iterates are not the minimisers of their evolution laws, or the offset is too "
         "small to be seen",
     )
@@ -315,6 +319,8 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         x="|β − β of SGD|",
         y="share of seeds",
         y_scale="linear",
+        room=0.35,
+        legend="upper left",
     )
     shrunk = ds["shrinkage"].values.T
     order = np.argsort(np.nanmedian(shrunk, axis=1))[::-1]

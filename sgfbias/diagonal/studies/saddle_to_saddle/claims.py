@@ -110,6 +110,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             measured=f"relative distance at most {gap.max():.0e} over {len(gap)} problems",
             tolerance="below 1e-8",
             holds=np.all(gap < 1e-8),
+            main=True,
         ),
         *_controls(ds, config),
     ]
@@ -140,6 +141,7 @@ def _saddles(ds: xr.Dataset, config: Config) -> Claim:
         tolerance=f"at every such rest below 10 e^-{LASTING / 2:g} = {NEAR:.1e} of the last "
         "saddle's norm",
         holds=np.all(gap < NEAR),
+        main=True,
     )
 
 
@@ -166,6 +168,7 @@ def _times(ds: xr.Dataset) -> list[Claim]:
             f"{arrow(np.median(errors, axis=0), '.2%')}",
             tolerance="interval of the slope within -1.1 and -0.9",
             holds=exponent.low > -1.1 and exponent.high < -0.9,
+            main=True,
         ),
         _growth(ds),
         claim(
@@ -192,6 +195,7 @@ def _times(ds: xr.Dataset) -> list[Claim]:
             f"{span(exponents, '.2f')}",
             tolerance="the distance falls from every alpha to the next in every problem",
             holds=np.all(np.diff(gap, axis=1) < 0),
+            main=True,
         ),
     ]
 
@@ -279,6 +283,7 @@ def _pursuit(ds: xr.Dataset) -> Claim:
         f"{gap.min():.2g}, and from the saddle at most {own.max():.1e}",
         tolerance=f"further than {100 * NEAR:.2g} from pursuit's solution at every such rest",
         holds=np.all(gap > 100 * NEAR),
+        main=True,
     )
 
 

@@ -51,7 +51,13 @@ def _closed_claims(ds: xr.Dataset) -> list[Claim]:
     limit = {name: 2 * values[-1] - values[-2] for name, values in ratio.items()}
 
     def order(
-        make: Any, name: str, expected: int, statement: str, *, must_hold: bool = True
+        make: Any,
+        name: str,
+        expected: int,
+        statement: str,
+        *,
+        must_hold: bool = True,
+        main: bool = False,
     ) -> Claim:
         return make(
             f"{statement} (least squares, closed forms, mean loss at time 2)",
@@ -62,6 +68,7 @@ def _closed_claims(ds: xr.Dataset) -> list[Claim]:
             tolerance=f"within 0.1 of {expected}",
             holds=abs(slope[name] - expected) < 0.1,
             must_hold=must_hold,
+            main=main,
             reason="the error of this modified equation is not of this order",
         )
 
@@ -77,12 +84,14 @@ def _closed_claims(ds: xr.Dataset) -> list[Claim]:
             "exact-2",
             2,
             "The second-order flow with exact noise follows SGD to second weak order",
+            main=True,
         ),
         order(
             control,
             "mean-loss-2",
             1,
             "the second-order drift with mean-loss noise follows SGD to first weak order only",
+            main=True,
         ),
         order(
             control,
@@ -238,6 +247,7 @@ def _order_claims(ds: xr.Dataset) -> list[Claim]:
             "two that are resolved",
             tolerance="interval of the slope above 1, which is the order below, and not below 1.6",
             holds=slopes[1].low > 1 and slopes[1].high > 1.6,
+            main=True,
             reason="the error is not of second order",
         )
         if resolved[1][pair].all()
@@ -250,6 +260,7 @@ def _order_claims(ds: xr.Dataset) -> list[Claim]:
             tolerance="below 0.25, less or more by half the 99% interval over seeds, which must be "
             "at most 0.15",
             holds=share < 0.25 + unsure,
+            main=True,
         )
         if unsure < 0.15
         else not_applicable(
@@ -287,6 +298,7 @@ def _variance_claims(ds: xr.Dataset) -> list[Claim]:
             measured=f"ratio {exact:.3f}",
             tolerance="interval over seeds meets 0.85 to 1.15; 15% are for the order after it",
             holds=exact.low < 1.15 and exact.high > 0.85,
+            main=True,
         )
         if widths[0] < 0.25
         else not_applicable(same, LTE, few.format(widths[0])),

@@ -1,33 +1,17 @@
-"""Figure 3 of Pesme et al. 2021: do the bundles of runs of SGD and of its flow overlap,
-and is the paper's own scheme for the flow as accurate as the mirror system?
-"""
+"""The claims about figure 3, computed from its dataset alone."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Any
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array
 
-from sgfbias import (
-    DiagonalNetwork,
-    GradientDescent,
-    Record,
-    SparseRegression,
-    StochasticGradientDescent,
-    StochasticGradientFlow,
-    simulate,
-)
-from sgfbias.diagonal.setup import draw, step_size
 from sgfbias.diagonal.studies.pesme2021 import common
-from sgfbias.diagonal.studies.pesme2021.common import LEAST_SEEDS, P21, FigureConfig
-from sgfbias.diagonal.theory.effective import euler_scatter
-from sgfbias.study import AtLeast, Claim, Columns, Log, claim, control, not_applicable
+from sgfbias.diagonal.studies.pesme2021.common import LEAST_SEEDS, P21
+from sgfbias.diagonal.studies.pesme2021.fig3 import DRAWN, FEW, FIGURE, FINEST, QUIET, Config
+from sgfbias.study import Claim, claim, control, not_applicable
 from sgfbias.study.claim import CONTROL
-from sgfbias.study.plotting import COLOURS, Figure, distribution, finish, line, panels
 from sgfbias.study.statistics import (
     estimate,
     finite,
@@ -38,165 +22,11 @@ from sgfbias.study.statistics import (
     median,
 )
 
-NAME = "pesme2021.fig3"
-SECONDS = 90
-REFERENCES = {"pesme2021": "figure 3"}
-FIGURE = f"{P21}, figure 3"
 SCHEME = f"{P21}: the paper's Euler scheme in w, dt = gamma/10"
-# The paper shows so many runs of each kind.
-DRAWN = 5
-# The control divides the step size in the noise covariance by this factor.
-QUIET = 16
 # The ranges of two samples of 5 normal values miss each other with probability of about
 # 1/2 if their means differ by so many standard deviations. Whether they overlap is
 # tested only if the gap that the evolution laws predict differs from this by a factor.
 APART, CLEARLY = 2.3, 1.5
-# The reference on the same Brownian path takes so many steps per SGD step.
-FINEST = 40
-# Steps dt of Euler's method in the weights, in units of gamma.
-WIDTHS = {"weights 2": 0.5, "weights 10": 0.1, "weights 40": 0.025}
-SCHEMES = WIDTHS | {"mirror 1": 1.0, "mirror 10": 0.1}
-FEW = f"fewer than {LEAST_SEEDS} seeds converged"
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(FigureConfig):
-    """Figure 3 of Pesme et al. 2021: runs of the flow look like runs of SGD, and
-    neither looks like gradient descent.
-    """
-
-    scheme_steps: Annotated[int, AtLeast(4)] = 10_000
-    """Length of the runs by the paper's own scheme, in SGD steps; each takes 10 Euler
-    steps in the weights.
-    """
-    path_steps: Annotated[int, AtLeast(8)] = 1_000
-    """Length of the runs that compare schemes on one Brownian path, in SGD steps."""
-
-
-QUICK = Config(alpha=0.03, steps=6000, n=30, d=60, sparsity=4, scheme_steps=300, path_steps=200)
-
-
-PAPER = Config(scheme_steps=100_000)
-
-
-def measure(config: Config, log: Log) -> Columns:
-    """Simulate gradient descent, SGD, the flow, the flow with less noise and the flow
-    by the paper's scheme, and compare schemes on one Brownian path.
-    """
-    problem, network = draw(config)
-    gamma, keys = step_size(config, problem, network, log), config.keys(0, config.seeds)
-    log(f"gradient descent, SGD and the flow: {config.seeds} seeds x {config.steps:,} iterations")
-    gd = simulate(GradientDescent(gamma), network, problem, steps=config.steps)
-    out = common.columns(config, gamma, gd)
-    common.add_runs(out, "gd", gd)
-    common.add_laws(
-        out, problem, network, gamma, config.steps, flows={"sgf": 1.0, "quiet": 1 / QUIET}
-    )
-    dynamics = {
-        "sgd": StochasticGradientDescent(gamma),
-        "sgf": StochasticGradientFlow(gamma),
-        "quiet": StochasticGradientFlow(gamma / QUIET, dt=gamma),
-    }
-    for name, each in dynamics.items():
-        common.add_runs(
-            out, name, simulate(each, network, problem, keys=keys, steps=config.steps), log=log
-        )
-    log(
-        f"the paper's scheme: Euler in the weights, dt = gamma/10, {config.scheme_steps:,} SGD "
-        "steps"
-    )
-    record = Record(times=np.asarray(gd.times)[np.asarray(gd.steps) <= config.scheme_steps])
-    euler = StochasticGradientFlow(gamma, dt=gamma / 10)
-    weights = simulate(
-        euler,
-        network,
-        problem,
-        keys=keys,
-        steps=10 * config.scheme_steps,
-        coordinates="weights",
-        record=record,
-    )
-    common.add_runs(out, "weights", weights, time="scheme_time", log=log)
-    out.axes["scheme_time"] = np.asarray(weights.times)
-    log(
-        f"comparing schemes on one Brownian path, {config.path_steps:,} SGD steps; the "
-        f"reference is the mirror system with dt = gamma/{FINEST}"
-    )
-    _paths(out, config, problem, network, gamma, keys)
-    return out
-
-
-def _paths(
-    out: Columns,
-    config: Config,
-    problem: SparseRegression,
-    network: DiagonalNetwork,
-    gamma: float,
-    keys: Array,
-) -> None:
-    """Add how far the schemes are from the reference, and by how much Euler's method in
-    the weights breaks the equation `log(w_+ w_-) = 2 log alpha - 4 gamma h int L`.
-    """
-
-    def go(width: float, coordinates: str) -> Any:
-        flow = StochasticGradientFlow(gamma, dt=gamma * width, brownian_dt=gamma / FINEST)
-        record, steps = (
-            Record(times=gamma * np.arange(config.path_steps + 1)),
-            round(config.path_steps / width),
-        )
-        return simulate(
-            flow, network, problem, keys=keys, steps=steps, coordinates=coordinates, record=record
-        )
-
-    reference = go(1 / FINEST, "mirror")
-    runs = {name: go(width, name.split()[0]) for name, width in SCHEMES.items()}
-
-    def add(name: str, axis: str, values: dict[str, Array], units: str) -> None:
-        """Add one row per scheme, NaN where the scheme or the reference diverged."""
-        rows = [
-            jnp.where(runs[which].diverged | reference.diverged, jnp.nan, value)
-            for which, value in values.items()
-        ]
-        out.add(f"path_{name}", (axis, "seed"), jnp.stack(rows), units)
-
-    # The reference is the mirror system. Distances from a fine solution by Euler's
-    # method in the weights show that this choice does not decide.
-    for name, fine in (("distance", reference), ("distance_weights", runs[f"weights {FINEST}"])):
-        beta = jnp.where(fine.diverged[:, None], jnp.nan, fine.final["beta"])
-        add(
-            name,
-            "scheme",
-            {k: jnp.linalg.norm(v.final["beta"] - beta, axis=1) for k, v in runs.items()},
-            "target / input",
-        )
-    total = reference.final["loss_integral"]
-    add(
-        "integral",
-        "scheme",
-        {k: v.final["loss_integral"] / total - 1 for k, v in runs.items()},
-        "relative",
-    )
-    breaks, predicted = {}, {}
-    for name, width in WIDTHS.items():
-        law = (
-            2 * network.log_alpha
-            - 4 * gamma * problem.h * runs[name].final["loss_integral"][:, None]
-        )
-        breaks[name] = jnp.sqrt(
-            jnp.mean(jnp.square((2 * runs[name].final["log_alpha"] - law) / problem.h), axis=1)
-        )
-        predicted[name] = euler_scatter(
-            runs[name]["loss"][:, :-1], step_size=gamma, dt=gamma * width, spacing=gamma
-        )
-    add("break", "width", breaks, "log weight per h")
-    add("break_predicted", "width", predicted, "log weight per h")
-    out.add(
-        "path_scheme",
-        ("scheme",),
-        np.array(list(SCHEMES), dtype=object),
-        "scheme and steps per SGD step",
-    )
-    out.add("path_width", ("width",), list(WIDTHS.values()), "gamma")
 
 
 def overlap(a: np.ndarray, b: np.ndarray, drawn: int = DRAWN) -> float:
@@ -232,7 +62,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             ds, {"sgd": "SGD", "sgf": "the flow", "weights": "the flow by Euler in w"}
         ),
         *_bundles(ds),
-        common.alike(ds, FIGURE),
+        common.alike(ds, FIGURE, main=True),
         common.below(ds, "sgd", "SGD", FIGURE, unless=common.no_effect(ds, "sgd")),
         common.below(ds, "sgf", "the flow", FIGURE, unless=common.no_effect(ds, "sgf")),
         _same_law(ds),
@@ -287,6 +117,7 @@ def _bundles(ds: xr.Dataset) -> list[Claim]:
             # The laws are of first order: at a large gamma the gap is larger.
             tolerance="interval not below 0.5, as it is in the control",
             holds=shared.high > 0.5,
+            main=True,
             reason="at this step size five runs of each are probably distinguishable",
         ),
         not_applicable(
@@ -300,6 +131,7 @@ def _bundles(ds: xr.Dataset) -> list[Claim]:
             measured=f"probability of a common point {other:.3f}",
             tolerance="interval below 0.5, where the claim about the flow would fail",
             holds=other.high < 0.5,
+            main=True,
             reason="five runs of each do not distinguish the amounts of noise",
         ),
     ]
@@ -377,6 +209,7 @@ def _invariant(ds: xr.Dataset) -> list[Claim]:
             tolerance=f"interval of the ratio at gamma/10 meets 1 +- {allowed:.2f}: half of the "
             "difference from 1 at gamma/2, as the prediction leaves out higher orders in dt",
             holds=ratio.low < 1 + allowed and ratio.high > 1 - allowed,
+            main=True,
             reason="the scatter of single steps does not explain the scheme's error",
         ),
         claim(
@@ -427,74 +260,8 @@ def _schemes(ds: xr.Dataset) -> list[Claim]:
                 tolerance="interval of the ratio above 1",
                 holds=ratio.low > 1,
                 must_hold=name == "mirror 10",
+                main=name == "mirror 10",
                 reason="near the largest step size the mirror system, too, needs steps below gamma",
             )
         )
     return rows
-
-
-def plot(ds: xr.Dataset, config: Config) -> Figure:
-    """Draw loss and error against time, the distributions of the final errors, and the
-    errors of the schemes on one Brownian path.
-    """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    figure, (left, right, errors, path) = panels(rows=2, columns=2, size=(12, 8))
-    for panel, quantity in ((left, "loss"), (right, "validation_error")):
-        common.curves(panel, ds, quantity, common.NAMES)
-        levels = np.nanquantile(ds[f"weights_{quantity}"], [0.05, 0.5, 0.95], axis=0)
-        for level, label in zip(levels, ("", "flow, Euler in w, dt = γ/10", ""), strict=True):
-            line(
-                panel,
-                ds["scheme_time"].values,
-                level,
-                colour=COLOURS["control"],
-                label=label,
-                style="--",
-            )
-        finish(panel, title=common.TITLES[quantity], x="flow time", y=common.LABELS[quantity])
-    for name, (label, colour) in (
-        common.NAMES | {"quiet": (f"flow, noise of γ/{QUIET}", COLOURS["control"])}
-    ).items():
-        if name == "gd":
-            errors.axvline(float(common.final(ds, name)), color=colour, label=label)
-        else:
-            distribution(errors, common.final(ds, name), colour=colour, label=label)
-    finish(
-        errors,
-        title="Final validation errors",
-        x=common.LABELS["validation_error"],
-        y="share of seeds",
-        y_scale="linear",
-    )
-    errors.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    errors.xaxis.set_minor_formatter(NullFormatter())
-    widths, middle = (
-        list(WIDTHS.values()),
-        dict(zip(SCHEMES, np.nanmedian(ds["path_distance"], axis=1), strict=True)),
-    )
-    for name, style, colour, label in (
-        ("break_predicted", ":", "black", "error of log(w₊w₋), predicted"),
-        ("break", "o-", COLOURS["control"], "error of log(w₊w₋), Euler in w"),
-    ):
-        path.plot(
-            widths,
-            np.sqrt(np.nanmean(np.square(ds[f"path_{name}"]), axis=1)),
-            style,
-            color=colour,
-            label=label,
-        )
-    for kind, colour, label in (
-        ("weights", COLOURS["control"], "|β − fine solution|, Euler in w (median)"),
-        ("mirror", COLOURS["sgf"], "|β − fine solution|, mirror system (median)"),
-    ):
-        chosen = [name for name in SCHEMES if name.startswith(kind)]
-        path.plot(
-            [SCHEMES[name] for name in chosen],
-            [middle[name] for name in chosen],
-            "s--",
-            color=colour,
-            label=label,
-        )
-    finish(path, title="Schemes on one Brownian path", x="dt / γ", y="error")
-    return figure

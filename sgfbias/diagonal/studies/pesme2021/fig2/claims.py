@@ -1,198 +1,20 @@
-"""Figure 2 of Pesme et al. 2021: does a larger loss integral go with a smaller
-validation error?
-"""
+"""The claims about figure 2, computed from its dataset alone."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, rankdata
 
-from sgfbias import (
-    GradientDescent,
-    StochasticGradientDescent,
-    StochasticGradientFlow,
-    simulate,
-    solution_curve,
-)
-from sgfbias.diagonal.setup import draw, step_size
 from sgfbias.diagonal.studies.pesme2021 import common
-from sgfbias.diagonal.studies.pesme2021.alphas import LAST, UNITS
-from sgfbias.diagonal.studies.pesme2021.common import LEAST_SEEDS, P21, FigureConfig
-from sgfbias.diagonal.theory.effective import gradient_flow_integral, mean_loss_law, per_sample_law
-from sgfbias.diagonal.theory.selected import selected_errors
-from sgfbias.diagonal.theory.selection import select_many
-from sgfbias.study import (
-    AtLeast,
-    Claim,
-    Columns,
-    Log,
-    Positive,
-    claim,
-    control,
-    not_applicable,
-    source,
-)
-from sgfbias.study.plotting import COLOURS, Figure, finish, panels
-from sgfbias.study.statistics import estimate, jointly_finite, listed, log_slope, median
+from sgfbias.diagonal.studies.pesme2021.common import LEAST_SEEDS, P21
+from sgfbias.diagonal.studies.pesme2021.fig2 import WORDS, Config
+from sgfbias.study import Claim, claim, control, not_applicable, source
+from sgfbias.study.statistics import Estimate, estimate, jointly_finite, listed, log_slope, median
 
-NAME = "pesme2021.fig2"
-SECONDS = 70
-REFERENCES = {"pesme2021": "figure 2", "even2023": "the exact evolution law of SGD"}
 FIGURE = f"{P21}, figure 2"
-WORDS = {"sgd": "SGD", "sgf": "the flow"}
-# Step sizes of gradient descent at which its loss integral is measured, in units of
-# gamma.
-WIDTHS = (1.0, 0.5, 0.25)
-# Steps dt of Euler's method in the weights, in units of gamma; the last is the paper's.
-SCHEME_WIDTHS = (0.4, 0.1)
-# Number of points on the curve of Theorem 1.
-POINTS = 200
 ORDER = "rank correlation"
 FEW = f"fewer than {LEAST_SEEDS} seeds converged"
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(FigureConfig):
-    """Figure 2 of Pesme et al. 2021: the larger the loss integral of a run, the smaller
-    its validation error.
-    """
-
-    seeds: Annotated[int, AtLeast(LEAST_SEEDS)] = 512
-    """Number of seeds of SGD and of the flow; a rank correlation needs many."""
-    alpha: Positive = 0.1
-    """Scale alpha of the initialisation, w_+ = w_- = alpha."""
-    steps: Annotated[int, AtLeast(4)] = 20_000
-    """Number of iterations of GD and SGD, and of steps of the flow at dt = gamma. The
-    paper takes 1e5, but at alpha = 0.1 the runs converge long before.
-    """
-    scheme_seeds: Annotated[int, AtLeast(LEAST_SEEDS)] = 64
-    """Number of seeds simulated by the paper's own scheme, Euler's method in the
-    weights, with dt = gamma/10 and with steps four times as long.
-    """
-    scheme_steps: Annotated[int, AtLeast(4)] = 4_000
-    """Length of the runs by the paper's own scheme, in SGD steps of length gamma."""
-
-
-QUICK = Config(seeds=128, steps=6000, n=30, d=60, sparsity=4, scheme_steps=5000)
-
-
-PAPER = Config(steps=100_000, scheme_steps=100_000)
-
-
-def measure(config: Config, log: Log) -> Columns:
-    """Simulate gradient descent, SGD and its flow, and measure the errors that SGD's
-    path predicts, the distance of the paper's scheme from the minimiser of Theorem 1,
-    and `int L` of gradient descent as its step size falls.
-    """
-    problem, network = draw(config)
-    gamma, keys = step_size(config, problem, network, log), config.keys(0, config.seeds)
-    log(f"gradient descent, SGD and its flow: {config.seeds} seeds x {config.steps:,} iterations")
-    gd = simulate(GradientDescent(gamma), network, problem, steps=config.steps)
-    sgd = simulate(
-        StochasticGradientDescent(gamma, integral="examples"),
-        network,
-        problem,
-        keys=keys,
-        steps=config.steps,
-    )
-    sgf = simulate(StochasticGradientFlow(gamma), network, problem, keys=keys, steps=config.steps)
-    out = common.columns(
-        config,
-        gamma,
-        gd,
-        width=np.asarray(WIDTHS),
-        scheme=np.asarray(SCHEME_WIDTHS),
-        scheme_seed=np.arange(config.scheme_seeds),
-    )
-    for name, runs in (("gd", gd), ("sgd", sgd), ("sgf", sgf)):
-        common.add_runs(out, name, runs, log=log)
-    common.add_laws(out, problem, network, gamma, config.steps, flows={"sgf": 1.0})
-
-    log("solutions predicted from SGD's path by the mean-loss and the per-sample evolution law")
-    laws = {
-        "mean_loss": mean_loss_law(problem, network.log_alpha, gamma, sgd.final["loss_integral"]),
-        "per_sample": per_sample_law(
-            problem, network.log_alpha, gamma, sgd.final["example_integral"]
-        ),
-        "alpha": sgd.final["log_alpha"],
-    }
-    for name, law in laws.items():
-        chosen = select_many(problem, jnp.where(sgd.diverged[:, None], network.log_alpha, law)).beta
-        errors = jax.vmap(problem.validation_error)(chosen)
-        out.add(f"sgd_{name}_error", ("seed",), jnp.where(sgd.diverged, jnp.nan, errors), UNITS)
-    out.add("sgd_own_error", ("seed",), selected_errors(sgd, problem), UNITS)
-
-    log(
-        f"the paper's scheme: Euler in the weights, {config.scheme_seeds} seeds x "
-        f"{config.scheme_steps:,} SGD steps"
-    )
-    few, ends = config.keys(0, config.scheme_seeds), []
-    for width in SCHEME_WIDTHS:
-        euler = StochasticGradientFlow(
-            gamma, dt=gamma * width, brownian_dt=gamma * SCHEME_WIDTHS[-1]
-        )
-        steps = round(config.scheme_steps / width)
-        ends.append(
-            simulate(
-                euler, network, problem, keys=few, steps=steps, coordinates="weights", record=LAST
-            )
-        )
-    alive = ~jnp.any(jnp.stack([end.diverged for end in ends]), axis=0)
-    integrals = [jnp.where(alive, end.final["loss_integral"], 0) for end in ends]
-    reached = [
-        *integrals,
-        *(jnp.where(runs.diverged, 0, runs.final["loss_integral"]) for runs in (sgf, sgd)),
-    ]
-    grid = np.linspace(0, max(float(jnp.max(each)) for each in reached), POINTS)
-    curve = solution_curve(problem, network.log_alpha, step_size=gamma, integrals=grid)
-    # At a finite time the theorem holds on the fibre of the iterate, the solutions of
-    # X beta = X beta_t, so that what is left to converge does not count as a distance.
-    for name, part in (("curve", 1.0), ("half", 0.5)):
-        off = []
-        for end, used in zip(ends, integrals, strict=True):
-            beta = jnp.where(alive[:, None], end.final["beta"], 0)
-            law = mean_loss_law(problem, network.log_alpha, gamma, part * used)
-            chosen = select_many(problem, law, targets=beta @ problem.X.T).beta
-            off.append(jnp.linalg.norm(beta - chosen, axis=1))
-        out.add(
-            f"weights_{name}_distance",
-            ("scheme", "scheme_seed"),
-            jnp.where(alive, jnp.stack(off), jnp.nan),
-            "target / input",
-        )
-    for name in common.QUANTITIES:
-        out.add(
-            f"weights_{name}",
-            ("scheme_seed",),
-            jnp.where(alive, ends[-1].final[name], jnp.nan),
-            out.data[f"gd_{name}"][2]["units"],
-        )
-    out.axes["point"] = np.asarray(curve.integrals)
-    out.add("curve_error", ("point",), jax.vmap(problem.validation_error)(curve.beta), UNITS)
-
-    log("loss integral of gradient descent at gamma, gamma/2 and gamma/4")
-    sums = [
-        simulate(
-            GradientDescent(gamma * f), network, problem, steps=round(config.steps / f), record=LAST
-        )
-        for f in WIDTHS
-    ]
-    out.add(
-        "gd_integrals",
-        ("width",),
-        [float(runs.final["loss_integral"]) for runs in sums],
-        "target^2 time",
-    )
-    out.add(
-        "flow_integral", (), gradient_flow_integral(problem, network.log_alpha), "target^2 time"
-    )
-    return out
 
 
 def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
@@ -246,6 +68,22 @@ def _larger(ds: xr.Dataset, name: str, word: str) -> Claim:
     )
 
 
+def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis."""
+    one, other = (
+        ranks - ranks.mean(axis=-1, keepdims=True)
+        for ranks in (rankdata(v, axis=-1) for v in (a, b))
+    )
+    return np.sum(one * other, axis=-1) / np.sqrt(
+        np.sum(one**2, axis=-1) * np.sum(other**2, axis=-1)
+    )
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> Estimate:
+    """Spearman's rank correlation of two paired samples."""
+    return estimate(spearman, a, b, paired=True)
+
+
 def _flow_order(ds: xr.Dataset) -> Claim:
     statement = (
         "Among the flow's seeds a larger loss integral goes with a smaller error, simulated by "
@@ -255,7 +93,7 @@ def _flow_order(ds: xr.Dataset) -> Claim:
     if integral.size < LEAST_SEEDS:
         return not_applicable(statement, FIGURE, FEW)
     said = float(
-        common.spearman(integral, np.interp(integral, ds["point"].values, ds["curve_error"].values))
+        spearman(integral, np.interp(integral, ds["point"].values, ds["curve_error"].values))
     )
     if said > -0.99:
         return not_applicable(
@@ -264,7 +102,7 @@ def _flow_order(ds: xr.Dataset) -> Claim:
             f"on the part of the curve where the seeds end the error does not fall: {ORDER} "
             f"{said:.2f}",
         )
-    found = common.correlation(integral, error)
+    found = correlation(integral, error)
     return claim(
         statement,
         f"{FIGURE}; Theorem 1: all seeds end on one curve, along which the error falls",
@@ -272,6 +110,7 @@ def _flow_order(ds: xr.Dataset) -> Claim:
         measured=f"{ORDER} {found:.3f} of {integral.size} seeds",
         tolerance="interval below -0.8: the scheme's steps are finite, and scatter alpha",
         holds=found.high < -0.8,
+        main=True,
         reason="the error is not a function of the loss integral",
     )
 
@@ -284,7 +123,7 @@ def _sgd_order(ds: xr.Dataset) -> Claim:
     if integral.size < LEAST_SEEDS:
         return not_applicable(statement, FIGURE, FEW, must_hold=False)
     found, agree = (
-        common.correlation(integral, error),
+        correlation(integral, error),
         (1 - kendalltau(integral, error).statistic) / 2,
     )
     return claim(
@@ -336,6 +175,7 @@ def _curve(ds: xr.Dataset) -> list[Claim]:
             tolerance="interval of the slope above 0, and slope above 1/4, which is halfway "
             "between the order 1/2 and a distance that stays",
             holds=own.low > 0 and own.value > 0.25,
+            main=True,
             reason="the seeds do not approach the minimiser",
         ),
         control(
@@ -346,6 +186,7 @@ def _curve(ds: xr.Dataset) -> list[Claim]:
             "the theorem's exponent",
             tolerance="interval of the slope below 1/4, and more than 3 times that distance",
             holds=half.high < 0.25 and middle[3] > 3 * middle[1],
+            main=True,
             reason="the distance does not distinguish the two exponents",
         ),
     ]
@@ -373,7 +214,7 @@ def _which_law(ds: xr.Dataset) -> list[Claim]:
     )
     if error.size < LEAST_SEEDS:
         return [not_applicable(text, where, FEW) for text in (statement, less)]
-    order = common.correlation(error, own)
+    order = correlation(error, own)
     scatter = float(_off(own, np.median(own)))
     off = estimate(lambda a, b: _off(a, b) / scatter, error, own, paired=True)
     ratios = [
@@ -391,6 +232,7 @@ def _which_law(ds: xr.Dataset) -> list[Claim]:
             f"{scatter:.2f}",
             tolerance="interval of the correlation above 0.9, interval of the distance below 1/4",
             holds=order.low > 0.9 and off.high < 0.25,
+            main=True,
             reason="the runs have not converged, or the evolution law does not hold",
         ),
         claim(
@@ -400,6 +242,7 @@ def _which_law(ds: xr.Dataset) -> list[Claim]:
             measured=f"ratios {listed(ratios, '.1f')}",
             tolerance="all three intervals above 1",
             holds=all(ratio.low > 1 for ratio in ratios),
+            main=True,
             reason="the runs have not converged, or a part of the path determines the error",
         ),
     ]
@@ -420,57 +263,3 @@ def _identity(ds: xr.Dataset) -> Claim:
         holds=0.8 < order < 1.3,
         reason="the difference does not vanish with the step size",
     )
-
-
-def plot(ds: xr.Dataset, config: Config) -> Figure:
-    """Draw the loss, its integral and the error against time, and the error against the
-    loss integral with the curve of Theorem 1.
-    """
-    figure, axes = panels(rows=2, columns=2, size=(11.5, 8))
-    for panel, quantity in zip(axes, common.QUANTITIES, strict=False):
-        common.curves(panel, ds, quantity, common.NAMES)
-        scale = "linear" if quantity == "loss_integral" else "log"
-        finish(
-            panel,
-            title=common.TITLES[quantity],
-            x="flow time",
-            y=common.LABELS[quantity],
-            y_scale=scale,
-        )
-    axes[0].set_ylim(bottom=1e-16)
-    panel, dots = (
-        axes[3],
-        {
-            name: (common.final(ds, name, "loss_integral"), common.final(ds, name))
-            for name in ("sgd", "sgf", "gd")
-        },
-    )
-    panel.plot(ds["point"], ds["curve_error"], color="black", linewidth=1, label="Theorem 1")
-    for name in WORDS:
-        label, colour = common.NAMES[name]
-        panel.plot(
-            *dots[name],
-            ".",
-            color=colour,
-            markersize=3,
-            alpha=0.6,
-            label=f"{label}, one dot per seed",
-        )
-    scheme = (ds["weights_loss_integral"], ds["weights_validation_error"])
-    panel.plot(
-        *scheme, "x", color=COLOURS["control"], markersize=4, label="flow, Euler in w, dt = γ/10"
-    )
-    panel.plot(*dots["gd"], "s", color=COLOURS["gd"], label="GD")
-    errors = np.concatenate([dots[name][1] for name in WORDS])
-    finish(
-        panel,
-        title="Error against loss integral",
-        x="∫ L dt",
-        y=common.LABELS["validation_error"],
-        x_scale="linear",
-    )
-    panel.set(
-        xlim=(0, 1.05 * np.nanmax(dots["sgd"][0])),
-        ylim=(0.5 * np.nanmin(errors), 2 * np.nanmax(errors)),
-    )
-    return figure

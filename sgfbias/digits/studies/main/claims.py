@@ -1,43 +1,14 @@
-"""Does the flow with exact noise end where SGD ends, in distribution, for a small
-network on handwritten digits?
-"""
+"""The claims of the study, computed from its dataset alone."""
 
 from __future__ import annotations
-
-import dataclasses
-from typing import Annotated
 
 import numpy as np
 import xarray as xr
 
-from sgfbias import (
-    GradientDescent,
-    MeanLossNoise,
-    MinibatchNoise,
-    Record,
-    Status,
-    StochasticGradientDescent,
-    StochasticGradientFlow,
-    simulate,
-)
-from sgfbias.digits.problem import IMAGES, draw_digits
-from sgfbias.study import (
-    AtLeast,
-    Between,
-    Claim,
-    Columns,
-    Count,
-    Log,
-    Positive,
-    SeededConfig,
-    claim,
-    control,
-    counted,
-    not_applicable,
-    source,
-)
+from sgfbias import Status
+from sgfbias.digits.studies.main import COMPARED, ENSEMBLES, LATE, Config
+from sgfbias.study import Claim, claim, control, not_applicable, source
 from sgfbias.study.claim import CONTROL
-from sgfbias.study.plotting import COLOURS, Figure, band, finish, line, panels
 from sgfbias.study.statistics import (
     Estimate,
     finite,
@@ -47,120 +18,11 @@ from sgfbias.study.statistics import (
     variance_ratio,
 )
 
-PRECISION = "float32"
-SECONDS = 80
-REFERENCES = {
-    "li2017": "the stochastic modified equation of SGD",
-    "li2021": "the flow with SGD's noise, and the conditions that it needs",
-    "pesme2021": "mean-loss noise, eq. (3), with several outputs",
-}
 SOURCE = f"{source('li2017')}; {source('li2021')}"
-ENSEMBLES = {
-    "sgd": "SGD",
-    "flow": "flow, exact noise",
-    "mean_loss": "flow, mean-loss noise",
-    "coarse": "flow, exact noise, dt = gamma",
-}
-COMPARED = {"sgd": COLOURS["sgd"], "flow": COLOURS["sgf"], "mean_loss": COLOURS["control"]}
-UNITS = {"loss": "loss", "test_loss": "loss", "test_accuracy": "1"}
-TITLES = {"loss": "Training loss", "test_loss": "Test loss", "test_accuracy": "Test accuracy"}
-FINE = 4  # solver steps of the flow per SGD step
-LATE = 0.75  # runs are compared by their averages over the time after this fraction
-TIMES = 60
 LEARNED = 0.5  # the test accuracy of a network that has learned; guessing has 0.1
 # The means of the flow and of SGD are compared if the 99% interval of their difference
 # is +- at most this share of the effect of the noise.
 RESOLVED = 1 / 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(SeededConfig):
-    """Train a small network on scikit-learn's digits by SGD and by the flow with exact
-    noise, and compare the test losses and accuracies over seeds.
-    """
-
-    seeds: Annotated[int, AtLeast(8)] = 32
-    """Number of seeds of SGD and of each flow. All of them start from the same
-    network.
-    """
-    step_size: Positive = 0.05
-    """Step size gamma of SGD and of the flow."""
-    batch_size: Count = 4
-    """Number of examples per SGD step, drawn with replacement."""
-    steps: Count = 1200
-    """Number of SGD steps, a multiple of 60. The flow with exact noise takes 4 solver
-    steps per SGD step, and 1 in a second run.
-    """
-    train: Annotated[int, Between(10, IMAGES - 100, closed=True)] = 512
-    """Number of training examples. The remaining images, at least 100 of 1797, are the
-    test set.
-    """
-    hidden: Count = 32
-    """Number of hidden units."""
-    split_seed: int = 0
-    """Seed of the split into training and test images, and of the initial network."""
-
-    def check(self) -> None:
-        if self.steps % TIMES:
-            raise ValueError(f"steps must be a multiple of {TIMES}, but is {self.steps}")
-        if self.batch_size > self.train:
-            raise ValueError(
-                f"batch_size must be at most train = {self.train}, but is {self.batch_size}"
-            )
-
-
-QUICK = Config(seeds=32, step_size=0.2, steps=240, train=128, hidden=8)
-
-
-def measure(config: Config, log: Log) -> Columns:
-    """Training loss, test loss and test accuracy against time.
-
-    They are computed for gradient descent, and for every seed of SGD and of three
-    flows.
-    """
-    problem, network, observables = draw_digits(
-        config.data_seed("split_seed"), train=config.train, hidden=config.hidden
-    )
-    gamma, exact = config.step_size, MinibatchNoise(config.batch_size)
-    record = Record(observables, np.arange(TIMES + 1) * (config.steps // TIMES) * gamma)
-    dynamics = {
-        "gd": GradientDescent(gamma),
-        "sgd": StochasticGradientDescent(gamma, config.batch_size, integral="batch"),
-        "flow": StochasticGradientFlow(gamma, exact, per_iteration=FINE),
-        # The mean-loss model has no batch size. A batch of b examples divides the
-        # covariance by b, and so does a step size that is b times smaller.
-        "mean_loss": StochasticGradientFlow(gamma / config.batch_size, MeanLossNoise(), dt=gamma),
-        "coarse": StochasticGradientFlow(gamma, exact, per_iteration=1),
-    }
-    out = Columns(seed=np.arange(config.seeds))
-    for name, rule in dynamics.items():
-        steps, single = config.steps * (FINE if name == "flow" else 1), name == "gd"
-        log(
-            f"gradient descent, {steps:,} steps"
-            if single
-            else f"{ENSEMBLES[name]}, {config.seeds} seeds x {steps:,} steps"
-        )
-        runs = simulate(
-            rule,
-            network,
-            problem,
-            keys=None if single else config.keys(0, config.seeds),
-            steps=steps,
-            record=record,
-        )
-        for quantity, units in UNITS.items():
-            out.add(
-                f"{name}_{quantity}",
-                ("time",) if single else ("seed", "time"),
-                runs[quantity],
-                units,
-            )
-        if single:
-            out.axes["time"] = ("time", np.asarray(runs.times, np.float64), {"units": "flow time"})
-        else:
-            out.add(f"{name}_status", ("seed",), runs.status, "1")
-            log(f"  {counted(runs)}")
-    return out
 
 
 def _late(ds: xr.Dataset, name: str) -> np.ndarray:
@@ -331,6 +193,7 @@ def _compared(ds: xr.Dataset, quantity: str) -> list[Claim]:
             measured=f"difference {effect:+.4f}",
             tolerance="99% interval without 0",
             holds=effect.low > 0 or effect.high < 0,
+            main=loss,
             must_hold=loss,
             reason="without an effect of the noise there is nothing for the flow to explain",
         )
@@ -350,6 +213,7 @@ def _compared(ds: xr.Dataset, quantity: str) -> list[Claim]:
                 measured=f"difference {near:+.4f}; SGD's from gradient descent {effect.value:+.4f}",
                 tolerance="99% interval within half of SGD's difference from gradient descent",
                 holds=_largest(near) < size / 2,
+                main=True,
             ),
             claim(
                 alike,
@@ -370,6 +234,7 @@ def _compared(ds: xr.Dataset, quantity: str) -> list[Claim]:
                 "one as large",
                 tolerance="below 1% of relabellings",
                 holds=moved_chance < 0.01,
+                main=loss,
                 reason="there are too few seeds for the distance to show anything",
             ),
         ]
@@ -403,36 +268,3 @@ def _displaced(flow: np.ndarray, sgd: np.ndarray, effect: float) -> str:
         if kept
         else "It rules out every displacement of SGD's runs by up to the effect of the noise"
     )
-
-
-def plot(ds: xr.Dataset, config: Config) -> Figure:
-    """Plot training loss, test loss and test accuracy of SGD, two flows and gradient
-    descent.
-    """
-    figure, axes = panels(columns=3, size=(14, 4.2))
-    for panel, (quantity, title) in zip(axes, TITLES.items(), strict=True):
-        for name, colour in COMPARED.items():
-            label = f"{ENSEMBLES[name]}, {config.seeds} seeds"
-            band(
-                panel,
-                ds["time"].values,
-                ds[f"{name}_{quantity}"].values,
-                colour=colour,
-                label=label,
-            )
-        line(
-            panel,
-            ds["time"].values,
-            ds[f"gd_{quantity}"].values,
-            colour=COLOURS["gd"],
-            label="gradient descent",
-            style="--",
-        )
-        scale = "linear" if "accuracy" in quantity else "log"
-        finish(panel, title=title, x="flow time", y=title.lower(), x_scale="linear", y_scale=scale)
-    figure.suptitle(
-        "Digits: lines are medians and bands hold 5% to 95% of the seeds, which all start from "
-        "one network",
-        fontsize=11,
-    )
-    return figure
