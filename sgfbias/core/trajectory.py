@@ -213,8 +213,8 @@ class Trajectory(eqx.Module):
             ),
             Status.STALLED: (
                 f"stalled high: the mean loss is {late:.2e} over the last half of the run and was "
-                f"{early:.2e} over the quarter before; the step size is too large, or the run is "
-                "too short to leave a plateau"
+                f"{early:.2e} over the quarter before; the step size is too large, the run is too "
+                "short to leave a plateau, or no weights fit these data"
             ),
             Status.GAVE_UP: "gave up: the adaptive solver ran out of steps before the end; take "
             "looser tolerances or a shorter time",
@@ -362,8 +362,10 @@ class Trajectory(eqx.Module):
         ]
         lost = int(np.sum(np.atleast_1d(np.asarray(self.diverged))))
         if 2 * lost > seeds:
+            finite = not np.any(np.asarray(self.status) == Status.NON_FINITE)
+            other = ", or do no weights fit these data?" if finite else "?"
             lines.append(
-                f"  warning {lost} of {seeds} seeds diverged: is the step size too large? "
+                f"  warning {lost} of {seeds} seeds diverged: is the step size too large{other} "
                 "runs.reason(i) tells why seed i did"
             )
         lines += [f"  [{name!r}]  {tuple(value.shape)}" for name, value in self.series.items()]

@@ -328,3 +328,13 @@ def test_runs_whose_step_size_is_far_too_large_warn_when_they_are_printed():
 
     assert "warning" not in told(0.02)
     assert "4 of 4 seeds diverged: is the step size too large?" in told(2.0)
+
+
+def test_runs_on_data_that_no_weights_fit_say_so_when_they_are_printed():
+    rng = np.random.default_rng(0)
+    problem = sgf.SparseRegression(rng.normal(size=(30, 4)), rng.normal(size=30))
+    network = sgf.DiagonalNetwork.init(alpha=0.1, d=4)
+    runs = sgf.simulate(sgf.GradientDescent(0.05), network, problem, steps=5_000)
+    assert runs.statuses() == {"stalled high": 1}
+    assert "too large, or do no weights fit these data?" in repr(runs)
+    assert runs.reason(0).endswith("or no weights fit these data")
