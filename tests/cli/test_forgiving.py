@@ -334,7 +334,10 @@ def test_runs_on_data_that_no_weights_fit_say_so_when_they_are_printed():
     rng = np.random.default_rng(0)
     problem = sgf.SparseRegression(rng.normal(size=(30, 4)), rng.normal(size=30))
     network = sgf.DiagonalNetwork.init(alpha=0.1, d=4)
-    runs = sgf.simulate(sgf.GradientDescent(0.05), network, problem, steps=5_000)
-    assert runs.statuses() == {"stalled high": 1}
+    # SGD goes on jumping about at the level of its noise.
+    sgd = sgf.StochasticGradientDescent(0.1)
+    runs = sgf.simulate(sgd, network, problem, keys=sgf.seeds(0, 16), steps=20_000)
+    assert set(runs.statuses()) == {"stalled high", "moving"}
     assert "too large, or do no weights fit these data?" in repr(runs)
-    assert runs.reason(0).endswith("or no weights fit these data")
+    stalled = int(np.flatnonzero(runs.diverged)[0])
+    assert runs.reason(stalled).endswith("or no weights fit these data")
