@@ -4,7 +4,16 @@ A single number w moves on the loss `L(w) = 1/(2n) sum_i (w - y_i)^2`. With batc
 one example, SGD is the linear recursion `w <- w - gamma (w - y_i)`.
 """
 
+from sgfbias.fourier.adversary import Adversary as Adversary
+from sgfbias.fourier.attack import Attack as Attack
+from sgfbias.fourier.attack import attack as attack
+from sgfbias.fourier.certify import Certificate as Certificate
+from sgfbias.fourier.certify import certify as certify
+from sgfbias.fourier.moves import BitFlips as BitFlips
+from sgfbias.fourier.moves import OneHotSwaps as OneHotSwaps
 from sgfbias.fourier.problem import Mean as Mean
 from sgfbias.fourier.problem import draw as draw
+from sgfbias.fourier.robustness import Robustness as Robustness
+from sgfbias.fourier.robustness import robustness as robustness
 from sgfbias.fourier.theory import flow_variance as flow_variance
 from sgfbias.fourier.theory import stationary_variance as stationary_variance

@@ -455,3 +455,27 @@ def is_own(labels: Num[Array, " n"], classes: int) -> Bool[Array, "n c"]:
 def accuracy(margins: Float[Array, "*k n"]) -> Float[Array, "*k"]:
     """The fraction of the examples with a margin above 0."""
     return jnp.mean((margins > 0).astype(margins.dtype), axis=-1)
+
+
+def pointwise(activation: Activation, m: int) -> Callable[[Array], Array] | None:
+    """The activation as a function of arrays of any shape, or None if it acts on whole
+    vectors, or has parameters.
+
+    A function of vectors is tried on some: it acts on each entry alone if it maps them
+    one by one to the same numbers.
+    """
+    function = activation.function
+    if any(map(eqx.is_array, jax.tree.leaves(function))):
+        return None
+    if activation.scalar:
+        return lambda z: jax.vmap(function)(z.ravel()).reshape(z.shape)
+    with jax.ensure_compile_time_eval():
+        vector = jnp.asarray(np.random.default_rng(0).normal(size=m))
+        try:
+            together = np.asarray(function(vector))
+            alone = np.concatenate([np.asarray(function(vector[i : i + 1])) for i in range(m)])
+        except (TypeError, ValueError):
+            return None
+    if together.shape != (m,) or not np.allclose(together, alone, rtol=1e-5, atol=1e-6):
+        return None
+    return lambda z: jax.vmap(lambda value: function(value[None])[0])(z.ravel()).reshape(z.shape)
