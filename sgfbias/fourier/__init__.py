@@ -1,0 +1,10 @@
+"""Mean estimation: a single number moves by SGD on its squared distances to the data.
+
+A single number w moves on the loss `L(w) = 1/(2n) sum_i (w - y_i)^2`. With batches of
+one example, SGD is the linear recursion `w <- w - gamma (w - y_i)`.
+"""
+
+from sgfbias.fourier.problem import Mean as Mean
+from sgfbias.fourier.problem import draw as draw
+from sgfbias.fourier.theory import flow_variance as flow_variance
+from sgfbias.fourier.theory import stationary_variance as stationary_variance
