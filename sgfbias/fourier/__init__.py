@@ -4,6 +4,12 @@ A single number w moves on the loss `L(w) = 1/(2n) sum_i (w - y_i)^2`. With batc
 one example, SGD is the linear recursion `w <- w - gamma (w - y_i)`.
 """
 
+from sgfbias.fourier.agreement import Disagreement as Disagreement
+from sgfbias.fourier.agreement import disagreement as disagreement
+from sgfbias.fourier.coefficients import Chow as Chow
+from sgfbias.fourier.coefficients import chow as chow
+from sgfbias.fourier.neuron import sign as sign
+from sgfbias.fourier.neuron import stabilise as stabilise
 from sgfbias.fourier.problem import Mean as Mean
 from sgfbias.fourier.problem import draw as draw
 from sgfbias.fourier.theory import flow_variance as flow_variance

@@ -10,11 +10,14 @@ from jax.scipy.special import gammaln
 from jax.scipy.stats import norm
 from jaxtyping import Array, ArrayLike, Float
 
+from sgfbias.core.checks import as_float_array, is_concrete
 from sgfbias.fourier.cube import BLOCK, halves
 
 EXACT = 20  # the largest number of bits whose corners are enumerated for `exact`
 SPLIT = 40  # the largest number of bits for `bound`, which sorts 2^(d/2) half sums
-NODES = 128
+# The Gaussian integral: panels of so many Gauss-Legendre nodes, over a range outside of
+# which the integrand is below exp(-38).
+PANELS, NODES, REACH = 40, 16, 38.0
 
 
 class Disagreement(eqx.Module):
@@ -66,14 +69,15 @@ def disagreement(
     Sheppard's formula and the correlation of half spaces: Raviv et al. 2021, section
     4. The bound is our own.
     """
-    dtype = jnp.result_type(float, *(jnp.asarray(a).dtype for a in (w, v)))
-    if jnp.ndim(w) != 1 or jnp.shape(w) != jnp.shape(v):
+    old, new = as_float_array(w, "w"), as_float_array(v, "v")
+    if old.ndim != 1 or old.shape != new.shape:
         raise ValueError(
             "w and v must be two vectors of one length, but have the shapes "
-            f"{jnp.shape(w)} and {jnp.shape(v)}; use jax.vmap for many neurons"
+            f"{old.shape} and {new.shape}; use jax.vmap for many neurons"
         )
-    old, new, a, b = (jnp.asarray(x, dtype) for x in (w, v, bias, new_bias))
-    concrete = not any(isinstance(x, jax.core.Tracer) for x in (old, new))
+    dtype = jnp.promote_types(old.dtype, new.dtype)
+    old, new, a, b = (jnp.asarray(x).astype(dtype) for x in (old, new, bias, new_bias))
+    concrete = is_concrete((old, new))
     for name, weights in (("w", old), ("v", new)):
         if concrete and not np.any(weights):
             raise ValueError(
@@ -82,37 +86,45 @@ def disagreement(
             )
     d = old.size
     bound = _bound(old, new, a, b) if d <= SPLIT else None
-    if bound is not None and concrete and bool(jnp.isnan(bound)):
+    if bound is not None and is_concrete(bound) and bool(jnp.isnan(bound)):
         bound = None
     return Disagreement(
         _gaussian(old, new, a, b), bound, _exact(old, new, a, b) if d <= EXACT else None
     )
 
 
+@jax.jit
 def _gaussian(w: Array, v: Array, bias: Array, new_bias: Array) -> Array:
-    """`|Phi(a) - Phi(b)| + (1/pi) int_0^arccos(rho) exp(-q(s)) ds` with
-    `q = (a - b)^2 / (8 sin^2(s/2)) + (a + b)^2 / (8 cos^2(s/2))`.
+    """`|Phi(a) - Phi(b)| + (1/pi) int_0^angle exp(-q(s)) ds` with the angle between w
+    and v and `q = (a - b)^2 / (8 sin^2(s/2)) + (a + b)^2 / (8 cos^2(s/2))`.
 
     This is the integral of Phi_2 over the correlation, from its value at rho = 1, where
-    the difference of probabilities that are nearly equal would lose digits.
+    the difference of probabilities that are nearly equal would lose digits. With
+    `y = log tan(s/2)` the integrand is `exp(-q) / cosh(y)`, smooth on the scale 1
+    whatever the thresholds.
     """
     left, right = w / jnp.linalg.norm(w), v / jnp.linalg.norm(v)
     a, b = bias / jnp.linalg.norm(w), new_bias / jnp.linalg.norm(v)
-    # The angle between two unit vectors, accurate near 0 and near pi.
-    angle = 2 * jnp.arctan2(jnp.linalg.norm(left - right), jnp.linalg.norm(left + right))
+    with_v, against = jnp.linalg.norm(left - right), jnp.linalg.norm(left + right)
+    top = jnp.clip(jnp.log(with_v) - jnp.log(against), -REACH, REACH)
+    width = (top - jnp.minimum(top, 0) + REACH) / PANELS
     at, size = (jnp.asarray(x, w.dtype) for x in np.polynomial.legendre.leggauss(NODES))
-    half = angle * (at + 1) / 4
-    tiny = jnp.finfo(w.dtype).tiny
-    exponent = (a - b) ** 2 / (8 * jnp.sin(half) ** 2 + tiny) + (a + b) ** 2 / (
-        8 * jnp.cos(half) ** 2 + tiny
-    )
-    integral = angle / 2 * jnp.sum(size * jnp.exp(-exponent))
+    y = (top - width * (jnp.arange(PANELS).astype(w.dtype)[:, None] + (1 - at) / 2)).ravel()
+
+    def part(threshold: Array, y: Array) -> Array:
+        """`threshold^2 (1 + exp(2 y)) / 8`, also where one factor overflows."""
+        log = 2 * jnp.log(jnp.abs(threshold))
+        return (jnp.exp(log) + jnp.exp(log + 2 * y)) / 8
+
+    integrand = jnp.exp(-part(a - b, -y) - part(a + b, y)) / jnp.cosh(y)
+    integral = width / 2 * jnp.sum(jnp.tile(size, PANELS) * integrand)
     return jnp.abs(norm.cdf(a) - norm.cdf(b)) + integral / jnp.pi
 
 
+@jax.jit
 def _exact(w: Array, v: Array, bias: Array, new_bias: Array) -> Array:
     """The fraction of the 2^d inputs on which the labels differ."""
-    high, low, first, second = halves(jnp.stack([w, v]))
+    first, second = halves(jnp.stack([w, v]))
 
     def differing(z: Array) -> Array:
         old, new = (second + z + jnp.stack([bias, new_bias])).T >= 0
@@ -121,6 +133,7 @@ def _exact(w: Array, v: Array, bias: Array, new_bias: Array) -> Array:
     return jnp.mean(jax.lax.map(differing, first, batch_size=max(1, BLOCK // second.size)))
 
 
+@jax.jit
 def _bound(w: Array, v: Array, bias: Array, new_bias: Array) -> Array:
     """The largest mass of the smallest values of Y whose mean 2 Y is the gap; NaN
     unless v is c sgn(w) with c > 0.
@@ -136,22 +149,25 @@ def _bound(w: Array, v: Array, bias: Array, new_bias: Array) -> Array:
     value = jnp.abs(count - 2 * k - theta)
     order = jnp.argsort(value)
     value, mass = value[order], mass[order]
-    gap = jnp.sum(value * mass) - _alignment(w, bias, sign, theta)
+    mean = jnp.sum(value * mass)
+    # What rounding may have taken from the gap is added, so that the bound still holds.
+    lost = 16 * d * jnp.finfo(w.dtype).eps * mean
+    gap = jnp.maximum(mean - _alignment(w, bias, sign, theta), 0) + lost
     # Atoms are taken whole while they fit, then a part of the next one.
-    spent = jnp.cumsum(2 * value * mass)
-    left = jnp.maximum(gap - (spent - 2 * value * mass), 0)
-    taken = jnp.where(spent <= gap, mass, jnp.minimum(mass, left / jnp.maximum(2 * value, 1e-30)))
-    # Without a gap no value above 0 has room, but those that are 0 do.
-    taken = jnp.where(value == 0, mass, taken)
+    cost = 2 * value * mass
+    before = jnp.cumsum(cost) - cost
+    part = (gap - before) / jnp.maximum(cost, jnp.finfo(w.dtype).tiny)
+    taken = mass * jnp.clip(jnp.where(before + cost <= gap, 1, part), 0, 1)
     return jnp.where(defined, jnp.minimum(jnp.sum(taken), 1), jnp.nan)
 
 
 def _alignment(w: Array, bias: Array, s: Array, theta: Array) -> Array:
-    """`E[sgn(w.x + bias) (s.x - theta)]`, exactly: for every corner of half of the bits,
-    the corners of the other half with a positive label are those above a threshold, so
-    sorting 2^(d/2) half sums replaces 2^d inputs.
+    """`E[sgn(w.x + bias) (s.x - theta)]`, exactly.
+
+    For every corner of half of the bits, the corners of the other half with a positive
+    label are those above a threshold, so sorting 2^(d/2) half sums replaces 2^d inputs.
     """
-    high, low, first, second = halves(jnp.stack([w, s]))
+    first, second = halves(jnp.stack([w, s]))
     order = jnp.argsort(second[:, 0])
     z, values = second[order].T
     # Sums of the values at and after each place.

@@ -21,18 +21,19 @@ def corners(d: int, dtype: jnp.dtype | type | None = None) -> Float[Array, "corn
     return (2 * bits - 1).astype(dtype or jnp.result_type(float))
 
 
-def halves(
-    weight: Float[Array, "m d"],
-) -> tuple[Float[Array, "high u"], Float[Array, "low v"], Float[Array, "high m"], Array]:
-    """Split the bits in two groups, so that a sum over 2^d corners is a sum over pairs.
+def halves(weight: Float[Array, "m d"]) -> tuple[Float[Array, "high m"], Float[Array, "low m"]]:
+    """Preactivations of the corners of the first d // 2 bits, and of the other bits.
 
-    **Returns:** the corners of the first and of the second group of bits, and the
-    preactivations of both groups, (2^u, m) and (2^v, m). Each preactivation of the
-    whole cube is a sum of one of the first and one of the second.
+    Each preactivation of the whole cube is a sum of one of the first and one of the
+    second, so a sum over 2^d corners is a sum over pairs.
+
+    **Returns:** arrays (2^u, m) and (2^(d - u), m), u = d // 2.
     """
     u = weight.shape[1] // 2
-    high, low = (corners(k, weight.dtype) for k in (u, weight.shape[1] - u))
-    return high, low, high @ weight[:, :u].T, low @ weight[:, u:].T
+    first, second = (
+        corners(part.shape[1], weight.dtype) @ part.T for part in (weight[:, :u], weight[:, u:])
+    )
+    return first, second
 
 
 def cube_moments(
@@ -54,7 +55,8 @@ def cube_moments(
     million entries, or 2^(d/2) m if this is more.
     """
     u = weight.shape[1] // 2
-    high, low, first, second = halves(weight)
+    first, second = halves(weight)
+    high, low = (corners(k, weight.dtype) for k in (u, weight.shape[1] - u))
     mass_high, mass_low = (
         jnp.prod((1 + mean * x) / 2, axis=1) for mean, x in ((means[:u], high), (means[u:], low))
     )

@@ -19,11 +19,11 @@ from sgfbias.fourier.cube import BLOCK
 END = 12.0
 NODES = 40
 # A panel of width h has 40 nodes. Two things limit h. The integrand has frequencies up
-# to F = |w|_1 + |b|: Gauss-Legendre with n nodes integrates exp(i t x), -1 < x < 1, with
-# an error of about 2 J_2n(t), which is 1e-20 for t = F h / 2 = 32 and n = 40. And
-# 1/sinh(pi u) has its nearest poles at u = -i and i, which the ellipses of convergence
-# must leave outside: h = 1.5 allows ellipses on which errors fall by 3^(-80), times
-# exp(F h 2/3) for the growth of the integrand on them, 1e-20 in all for F h = 60.
+# to F = |w|_1 + |b|: Gauss-Legendre with n nodes integrates exp(i t x), -1 < x < 1,
+# with an error of about 2 J_2n(t), below 1e-20 for t = F h / 2 = 30 and n = 40. And
+# 1/sinh(pi u) has its nearest poles at u = -i and i. The error is below a multiple of
+# rho^(-80) exp(F y), where rho > 1 belongs to an ellipse with these poles outside, and
+# y < 1 is its half height: for h = 1.5, F h = 60 and rho = 3 this is 1e-21.
 TURNS, WIDEST = 60.0, 1.5
 
 
@@ -32,7 +32,7 @@ def tanh_moments(
     bias: Float[Array, " m"],
     means: Float[Array, " d"],
 ) -> tuple[Float[Array, "m d"], Float[Array, " m"]]:
-    """`E[tanh((w.x + b)/2) x_i]` and `E[tanh((w.x + b)/2)]`, to rounding, by quadrature.
+    """`E[tanh((w.x + b)/2) x_i]` and `E[tanh((w.x + b)/2)]`, to rounding.
 
     With `A_j = cos(w_j u) + i m_j sin(w_j u)` and `B_j = m_j cos(w_j u) + i sin(w_j u)`
     they are `2 int Im{exp(i b u) B_i prod_{j != i} A_j} du / sinh(pi u)` and the same
@@ -77,8 +77,9 @@ def tanh_moments(
 
 
 def _leave_one_out(w: Array, b: Array, means: Array, u: Array) -> tuple[Array, Array]:
-    """`Im{exp(i b u) B_i prod_{j != i} A_j}`, (d, nodes), and `Im{exp(i b u) prod A_j}`,
-    (nodes,).
+    """`Im{exp(i b u) B_i prod_{j != i} A_j}` and `Im{exp(i b u) prod_j A_j}` at u.
+
+    **Returns:** arrays (d, nodes) and (nodes,).
     """
     phase = jax.lax.complex(jnp.cos(b * u), jnp.sin(b * u))
 
