@@ -91,8 +91,8 @@ def chow(
     act = activation_of(cut)
     if method is not None and method not in get_args(Chowing):
         raise ValueError(
-            f"method must be one of {', '.join(get_args(Chowing))}, or None, but is {method!r}; "
-            f"{did_you_mean(str(method), get_args(Chowing))}"
+            f"there is no method {method!r}; {did_you_mean(str(method), get_args(Chowing))}the "
+            f"methods are {', '.join(get_args(Chowing))}"
         )
     if inputs is not None and (means is not None or method not in (None, "data")):
         raise ValueError(

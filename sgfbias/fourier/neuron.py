@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from sgfbias.core.checks import is_concrete
-from sgfbias.core.names import did_you_mean
 from sgfbias.fourier import coefficients
 from sgfbias.fourier.layers import Layers, as_bits, first_layer
 
@@ -128,10 +127,7 @@ def _check(cut: Layers, p: float, level: Any, scale: str, chow: Any) -> None:
             f"p must be at least 1, since the l_p distance is no norm below, but is {p}"
         )
     if scale not in get_args(Scale):
-        raise ValueError(
-            f"scale must be 'linf' or 'l2', but is {scale!r}; "
-            + did_you_mean(str(scale), get_args(Scale))
-        )
+        raise ValueError(f"scale must be 'linf' or 'l2', but is {scale!r}")
     if level is None:
         return
     if p != 1 or chow is not None:
