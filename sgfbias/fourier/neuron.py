@@ -83,7 +83,7 @@ def stabilise(
     _check(cut, p, level, scale, chow)
     mask = as_mask(neurons, cut.m)
     if level is not None:
-        new, direction = _clipped(cut.weight, level, scale), cut.weight
+        new, direction = clipped(cut.weight, level, scale), cut.weight
     else:
         direction = _direction(net, cut, p, chow, layer, activation)
         new = _holder(cut.weight, direction, p, scale)
@@ -194,7 +194,7 @@ def _holder(w: Array, t: Array, p: float, scale: str) -> Array:
     return _scaled(v, w, q if scale == "linf" else 2.0)
 
 
-def _clipped(w: Array, level: Any, scale: str) -> Array:
+def clipped(w: Array, level: Any, scale: str) -> Array:
     """`clip(w, -c, c)` with c = level max|w|, scaled back to the norm of w.
 
     Clipping w / level at max|w| is the same after scaling, and has a limit as level
