@@ -5,12 +5,18 @@ one example, SGD is the linear recursion `w <- w - gamma (w - y_i)`.
 """
 
 from sgfbias.fourier.adversary import Adversary as Adversary
+from sgfbias.fourier.agreement import Disagreement as Disagreement
+from sgfbias.fourier.agreement import disagreement as disagreement
 from sgfbias.fourier.attack import Attack as Attack
 from sgfbias.fourier.attack import attack as attack
 from sgfbias.fourier.certify import Certificate as Certificate
 from sgfbias.fourier.certify import certify as certify
+from sgfbias.fourier.coefficients import Chow as Chow
+from sgfbias.fourier.coefficients import chow as chow
 from sgfbias.fourier.moves import BitFlips as BitFlips
 from sgfbias.fourier.moves import OneHotSwaps as OneHotSwaps
+from sgfbias.fourier.neuron import sign as sign
+from sgfbias.fourier.neuron import stabilise as stabilise
 from sgfbias.fourier.problem import Mean as Mean
 from sgfbias.fourier.problem import draw as draw
 from sgfbias.fourier.robustness import Robustness as Robustness

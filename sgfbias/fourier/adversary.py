@@ -20,7 +20,7 @@ ATTACKS = {"greedy": climb.greedy, "jsma": climb.jsma, "fgsm": climb.fgsm}
 
 
 class Adversary(eqx.Module):
-    """A rule that attacks a share of each batch: `Problem(..., perturb=Adversary(...))`.
+    """A rule that attacks a share of each batch, for `Problem(..., perturb=)`.
 
     The network of the moment is attacked, and no derivative goes through the attack. An
     example is attacked independently of the others, with the probability `share`.
@@ -71,9 +71,7 @@ class Adversary(eqx.Module):
         key: Shaped[Array, "..."],
     ) -> Float[Array, "n d"]:
         """The inputs of a batch, of which some are attacked."""
-        network = jax.lax.stop_gradient(eqx.filter(network, eqx.is_array)), network
-        fixed = eqx.combine(*network)
-        cut = first_layer(fixed, inputs.shape[1])
+        cut = first_layer(jax.lax.stop_gradient(network), inputs.shape[1])
         search = Search(cut, self.moves.candidates(cut.d))
         flips = min(self.flips, search.candidates.features)
         _, s = ATTACKS[self.method](search, search.start(inputs), targets, flips)
