@@ -12,8 +12,8 @@ package. Its modules, in the order in which they are best read:
 - `dynamics`: what the engine asks of all dynamics, each with a default.
 - `flow`, `term`: the flows, and their Diffrax terms with drift and noise in one
   product.
-- `descent`, `optax_keys`, `sampling`: the discrete algorithms, which share the flows'
-  clock.
+- `descent`, `iteration`, `optax_keys`, `sampling`: the discrete algorithms, which share
+  the flows' clock.
 - `schedule`: step sizes that vary, and the clock that turns steps into flow time.
 - `brownian`, `counter`: random numbers by absolute index, for seeds, Brownian
   increments and random streams.

@@ -49,16 +49,39 @@ def check_model(network: Any, problem: Problem) -> None:
     problem.loss.check(jax.ShapeDtypeStruct(outputs.shape, problem.dtype), problem.targets)
 
 
-def run_keys(dynamics: AbstractDynamics, keys: Any) -> Array | None:
-    """Return the keys of a run, which only random dynamics need and accept.
+def check_perturbation(dynamics: AbstractDynamics, network: Any, problem: Problem) -> None:
+    """Refuse a rule `perturb` that does not fit the dynamics, the model or the data.
+
+    **Raises:** `ValueError` that says what does not fit.
+    """
+    if problem.perturb is None:
+        return
+    if dynamics.is_flow:
+        raise ValueError(
+            f"`perturb` changes the examples of every iteration, and {type(dynamics).__name__} has "
+            "no iterations: take StochasticGradientDescent, GradientDescent, SVAG or OptaxDescent, "
+            "or write a change without random numbers into the model"
+        )
+    count = getattr(dynamics, "batch_size", None) or problem.n
+    inputs, targets = (
+        jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype)
+        for a in (problem.inputs, problem.targets)
+    )
+    shapes_of(problem.perturbed, network, inputs, targets, jax.random.key(0))
+
+
+def run_keys(dynamics: AbstractDynamics, problem: Problem, keys: Any) -> Array | None:
+    """Return the keys of a run, which only random dynamics and problems that perturb
+    their examples need and accept.
 
     **Raises:** `ValueError` that says what to write.
     """
     name = type(dynamics).__name__
-    if dynamics.is_stochastic:
+    if dynamics.is_stochastic or problem.perturb is not None:
         if keys is None:
+            cause = name if dynamics.is_stochastic else "a problem with `perturb`"
             raise ValueError(
-                f"{name} is random and needs keys: write keys=sgfbias.seeds(0, 256) for 256 seeds"
+                f"{cause} is random and needs keys: write keys=sgfbias.seeds(0, 256) for 256 seeds"
             )
         return check_keys(keys)
     if keys is not None:

@@ -21,9 +21,9 @@ from jaxtyping import Array
 from sgfbias.core.cached import cached
 from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.coordinates import AbstractCoordinates
-from sgfbias.core.descent import Iteration
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.fused import AbstractFused
+from sgfbias.core.iteration import Iteration
 from sgfbias.core.observe import Observe, finish_one, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.products import Product, Steady

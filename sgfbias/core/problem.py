@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Shaped
@@ -25,17 +26,24 @@ class Problem(eqx.Module):
     - `targets`: (n, ...), real numbers or class labels, as the loss needs them.
     - `loss`: an `AbstractLoss`, or a function `(output_i, target_i) -> scalar` of one
       example. Default `SquaredLoss()`.
+    - `perturb`: a rule that changes the examples of every iteration before their loss
+      is taken, or None. It is any callable `(network, inputs, targets, key) -> inputs`
+      that maps the examples of one iteration, (b, ...), to as many of the same shape
+      and dtype, such as an augmentation or an adversary. The key is drawn for each
+      seed and iteration. Derivatives do not pass through the rule. Losses that a run
+      records, and their integral, are those of the unchanged examples.
 
     **Raises:** `ValueError` if there is no example, if the numbers of inputs and
     targets differ, if an entry is NaN or infinite, if the inputs have less than 32
-    bits, or if the loss cannot use the targets.
+    bits, if the loss cannot use the targets, or if `perturb` is not callable.
     """
 
     inputs: Inexact[Array, "n ..."]
     targets: Shaped[Array, "n ..."]
     loss: AbstractLoss
+    perturb: Any = None
 
-    def __init__(self, inputs: Any, targets: Any, *, loss: Any = None):
+    def __init__(self, inputs: Any, targets: Any, *, loss: Any = None, perturb: Any = None):
         inputs = as_float_array(inputs, "inputs")
         targets = as_numbers(
             targets, "targets", "an array of numbers, class labels as whole numbers"
@@ -68,6 +76,12 @@ class Problem(eqx.Module):
         self.inputs, self.targets = inputs, targets
         self.loss = as_loss(loss)
         self.loss.check_targets(targets)
+        if perturb is not None and (isinstance(perturb, type) or not callable(perturb)):
+            raise ValueError(
+                "`perturb` must be a function (network, inputs, targets, key) -> inputs, which "
+                f"changes the examples of an iteration, but is {perturb!r}"
+            )
+        self.perturb = perturb
 
     @property
     def n(self) -> int:
@@ -84,6 +98,38 @@ class Problem(eqx.Module):
         own inputs.
         """
         return evaluate(network, self.inputs if inputs is None else inputs)
+
+    def perturbed(self, network: Any, inputs: Array, targets: Array, key: Array) -> Array:
+        """The examples `inputs` as `perturb` changes them for one iteration.
+
+        Derivatives do not pass through the change. Without a rule they are unchanged.
+
+        **Arguments:**
+
+        - `network`: the network before the iteration.
+        - `inputs`, `targets`: the examples of the iteration, (b, ...).
+        - `key`: the key of this seed and iteration.
+
+        **Raises:** `ValueError` if the rule fails, or returns another shape or dtype.
+        """
+        if self.perturb is None:
+            return inputs
+        asked = "must be a function (network, inputs, targets, key) -> inputs"
+        try:
+            changed = self.perturb(network, inputs, targets, key)
+        except Exception as error:  # a user's rule can raise anything
+            raise ValueError(
+                f"`perturb` {asked}, but on {inputs.shape[0]} examples it raises "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        shape, dtype = getattr(changed, "shape", None), getattr(changed, "dtype", None)
+        if shape != inputs.shape or dtype != inputs.dtype:
+            given = type(changed).__name__ if shape is None else f"shape {shape} and dtype {dtype}"
+            raise ValueError(
+                f"`perturb` {asked} of the same shape {inputs.shape} and dtype {inputs.dtype}, "
+                f"but returns {given}"
+            )
+        return jax.lax.stop_gradient(changed)
 
     def residuals(self, network: Any) -> Array:
         """The residuals `f(x_i) - y_i`, shape (n, ...)."""

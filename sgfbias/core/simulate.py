@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.adaptive import run_adaptive
-from sgfbias.core.arguments import check_model, converged_below, count_steps, run_keys
+from sgfbias.core.arguments import (
+    check_model,
+    check_perturbation,
+    converged_below,
+    count_steps,
+    run_keys,
+)
 from sgfbias.core.brownian import check_keys
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_whole, is_concrete
@@ -131,11 +137,11 @@ def simulate(
         starts, keys = starts_of(
             network,
             None if keys is None else check_keys(keys),
-            is_stochastic=dynamics.is_stochastic,
+            is_stochastic=dynamics.is_stochastic or problem.perturb is not None,
         )
         network = starts.first
     else:
-        keys = run_keys(dynamics, keys)
+        keys = run_keys(dynamics, problem, keys)
     if not callable(network):
         raise ValueError(
             "`network` must be an Equinox module that maps one example to its output, but is "
@@ -163,6 +169,7 @@ def simulate(
     )
     if declares_itself:
         check_model(network, problem)
+    check_perturbation(dynamics, network, problem)
     if solver is None:
         solver = dynamics.default_solver(problem.dtype, numbers(shapes_of(moving.encode, network)))
     name = str(coordinates or moving.name)
