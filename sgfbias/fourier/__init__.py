@@ -13,6 +13,8 @@ from sgfbias.fourier.certify import Certificate as Certificate
 from sgfbias.fourier.certify import certify as certify
 from sgfbias.fourier.coefficients import Chow as Chow
 from sgfbias.fourier.coefficients import chow as chow
+from sgfbias.fourier.frontier import Frontier as Frontier
+from sgfbias.fourier.frontier import frontier as frontier
 from sgfbias.fourier.moves import BitFlips as BitFlips
 from sgfbias.fourier.moves import OneHotSwaps as OneHotSwaps
 from sgfbias.fourier.neuron import sign as sign
@@ -21,5 +23,7 @@ from sgfbias.fourier.problem import Mean as Mean
 from sgfbias.fourier.problem import draw as draw
 from sgfbias.fourier.robustness import Robustness as Robustness
 from sgfbias.fourier.robustness import robustness as robustness
+from sgfbias.fourier.selection import Selection as Selection
+from sgfbias.fourier.selection import select as select
 from sgfbias.fourier.theory import flow_variance as flow_variance
 from sgfbias.fourier.theory import stationary_variance as stationary_variance

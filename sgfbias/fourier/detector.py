@@ -43,6 +43,13 @@ class Detector(NamedTuple):
     test: Split
 
 
+def seed_of(root: int, seed: int) -> int:
+    """The seed of the data and the network of one run: `seed` itself for the root 0."""
+    if root == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, root]).generate_state(1)[0]) >> 1
+
+
 def draw_detector(seed: int, kind: Kind = "even") -> Detector:
     """Draw data in which bit i is +1 with the probability
     `1/2 + delta_i (2 y - 1) s_i`.
