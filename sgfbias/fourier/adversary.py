@@ -71,7 +71,7 @@ class Adversary(eqx.Module):
         key: Shaped[Array, "..."],
     ) -> Float[Array, "n d"]:
         """The inputs of a batch, of which some are attacked."""
-        cut = first_layer(jax.lax.stop_gradient(network), inputs.shape[1])
+        cut = first_layer(network, inputs.shape[1])
         search = Search(cut, self.moves.candidates(cut.d))
         flips = min(self.flips, search.candidates.features)
         _, s = ATTACKS[self.method](search, search.start(inputs), targets, flips)
