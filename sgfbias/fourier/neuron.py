@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
@@ -82,12 +83,10 @@ def stabilise(
     cut = first_layer(net, layer=layer, activation=activation)
     _check(cut, p, level, scale, chow)
     mask = as_mask(neurons, cut.m)
-    if level is not None:
-        new, direction = clipped(cut.weight, level, scale), cut.weight
-    else:
-        direction = _direction(net, cut, p, chow, layer, activation)
-        new = _holder(cut.weight, direction, p, scale)
-    alive = jnp.any(direction != 0, axis=1) & jnp.any(cut.weight != 0, axis=1)
+    direction = None if level is not None else _direction(net, cut, p, chow, layer, activation)
+    # As an array, so that another level compiles nothing anew.
+    fraction = None if level is None else jnp.asarray(level).astype(cut.dtype)
+    new, alive = _weights(cut.weight, direction, fraction, p, scale)
     if is_concrete(alive) and is_concrete(mask) and bool(jnp.any(mask & ~alive)):
         dead = ", ".join(map(str, np.flatnonzero(mask & ~alive)))
         warnings.warn(
@@ -105,6 +104,17 @@ def stabilise(
         )
     bias = _refitted(cut, weight, as_bits(refit_bias, cut.dtype, "refit_bias"))
     return cut.replace(weight, jnp.where(changed, bias, cut.bias))
+
+
+@eqx.filter_jit
+def _weights(
+    w: Array, direction: Array | None, level: Any, p: float, scale: Scale
+) -> tuple[Array, Array]:
+    """The new weights (m, d), and which neurons have a direction, (m,)."""
+    if direction is None:
+        return clipped(w, level, scale), jnp.any(w != 0, axis=1)
+    alive = jnp.any(direction != 0, axis=1) & jnp.any(w != 0, axis=1)
+    return _holder(w, direction, p, scale), alive
 
 
 def as_mask(neurons: Any, m: int) -> Array:
@@ -206,6 +216,7 @@ def clipped(w: Array, level: Any, scale: str) -> Array:
     return v if scale == "linf" else _scaled(v, w, 2.0)
 
 
+@eqx.filter_jit
 def _refitted(cut: Layers, weight: Array, inputs: Array) -> Array:
     """The biases (m,) with which new weights keep most of the old labels.
 

@@ -53,8 +53,8 @@ def tanh_moments(
     **Returns:** arrays (m, d) and (m,).
     """
     d = weight.shape[1]
-    at, size = np.polynomial.legendre.leggauss(NODES)
-    at, size = (jnp.asarray(v, weight.dtype) for v in ((at + 1) / 2, size / 2))
+    nodes, sizes = np.polynomial.legendre.leggauss(NODES)
+    at, size = (jnp.asarray(v, weight.dtype) for v in ((nodes + 1) / 2, sizes / 2))
 
     def neuron(w: Array, b: Array) -> tuple[Array, Array]:
         frequency = jnp.sum(jnp.abs(w)) + jnp.abs(b)

@@ -104,7 +104,9 @@ class Subsets(eqx.Module):
                 batch_size=max(1, BLOCK // old.size),
             )
         change = self.cut.activation(new) - self.cut.activation(old)
-        parts = jnp.einsum("nm,cm->mnc", change, self.cut.head[0]).reshape(self.cut.m, *base.shape)
+        parts = jnp.einsum("nm,cm->mnc", change, self.cut.head[0], precision=HIGHEST).reshape(
+            self.cut.m, *base.shape
+        )
         flat = parts.reshape(self.cut.m, -1)
 
         def block(masks: Array) -> Array:

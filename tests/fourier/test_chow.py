@@ -139,6 +139,23 @@ def test_many_bits_agree_with_a_sample():
         assert np.sqrt(np.mean(z**2)) > 0.3
 
 
+def test_a_thousand_bits_of_which_twelve_have_weights():
+    """The bits without weights are independent of the neuron, so the others can be
+    enumerated.
+    """
+    used, means = np.arange(12) * 80 + 3, np.linspace(-0.9, 0.9, 1000)
+    few, bias = neurons(12, 1.0, m=2)
+    weight = np.zeros((2, 1000))
+    weight[:, used] = few
+    found = fourier.chow(network(weight, bias), means)
+    expected, mean = enumerated(few, bias, means[used], half_tanh)
+    np.testing.assert_allclose(found.mean, mean, atol=1e-13)
+    np.testing.assert_allclose(found.coefficients[:, used], expected, atol=1e-13)
+    others = np.setdiff1d(np.arange(1000), used)
+    independent = mean[:, None] * means[others]
+    np.testing.assert_allclose(found.coefficients[:, others], independent, atol=1e-13)
+
+
 def test_the_standard_errors_are_those_of_a_small_sample():
     weight, _ = neurons(5, 1.0, m=2)
     draws = [

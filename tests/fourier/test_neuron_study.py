@@ -1,7 +1,15 @@
-"""The study `fourier-neuron`: every claim can fail."""
+"""The study `fourier-neuron`: a made-up dataset decides every claim, and every claim
+can fail.
+"""
 
 import numpy as np
-from study_case import StudyCase
+import pytest
+from helpers import made_up
+from study_case import StudyCase, small_run
+
+from sgfbias.fourier.studies.neuron import POWERS, WAY, Config, paths
+
+SMALL = Config(neurons=40)
 
 
 class TestNeuron(StudyCase):
@@ -42,10 +50,40 @@ class TestNeuron(StudyCase):
         "biases without effect": ("unbiased_error", lambda v: 0 * v, "biases of the bits matter"),
     }
 
-    def test_the_paths_end_where_they_should(self):
-        from sgfbias.fourier.studies.neuron import paths
+    @classmethod
+    def make(cls):
+        """Neurons of which the theory holds, with a spread."""
+        spread = 1 + 0.05 * np.random.default_rng(0).normal(size=SMALL.neurons)
+        reached = np.array([2.3, 1.1, 0.82, 0.6])[:, None] * spread
+        before = reached / np.array([1.8, 1.2, 1.005, 1.2])[:, None]
+        kept = 1 - 0.15 * WAY[:, None] * spread
+        values = {
+            "distance_reached": (("p", "neuron"), reached),
+            "distance_norm": (("p", "neuron"), reached),
+            "distance_before": (("p", "neuron"), before),
+            "distance_others": (("p", "neuron"), 0.97 * reached),
+            "gain_bound": (("neuron",), 10 * spread),
+            "sign_mismatches": (("neuron",), np.zeros(SMALL.neurons)),
+            "quadrature_error": (("neuron",), 1e-15 * spread),
+            "unbiased_error": (("neuron",), 0.1 * spread),
+            "path_distance": (("way", "neuron"), 1.3 + WAY[:, None] * spread),
+            "agreement_clip": (("way", "neuron"), kept),
+            "agreement_power": (("way", "neuron"), kept - 0.02 * spread),
+            "agreement_shift": (("way", "neuron"), kept - 0.05 * spread),
+        }
+        for name, exact, gaussian, bound in (("normal", 0.2, 0.19, 0.33), ("big", 0.3, 0.23, 0.45)):
+            for kind, value in (("exact", exact), ("gaussian", gaussian), ("bound", bound)):
+                values[f"{name}_{kind}"] = (("neuron",), value * spread)
+        return made_up(SMALL, values, {"p": list(POWERS), "way": WAY})
 
+    def test_the_paths_end_where_they_should(self):
         weight = np.array([[1.0, -4.0, 2.0]])
         for path in paths(weight).values():
             np.testing.assert_allclose(path[0], weight / 4)
             np.testing.assert_allclose(path[-1], np.sign(weight))
+
+    @pytest.mark.slow
+    def test_a_small_one_is_complete_and_holds(self):
+        dataset = small_run(self.study)
+        assert all(np.isfinite(dataset[name].values).all() for name in dataset.data_vars)
+        assert not [claim for claim in self.module.claims(dataset) if claim.broken]

@@ -212,6 +212,18 @@ def test_thresholds_may_be_refitted():
     assert not np.allclose(plain.network.layers[0].bias, pick.network.layers[0].bias)
 
 
+def test_float32_chooses_as_float64_does():
+    """Accuracies are counts, so rounding of the outputs does not matter."""
+    net, x, y = case("scalar")
+    single = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32) if eqx.is_array(leaf) else leaf, net
+    )
+    for method in ("exact", "gmb"):
+        picks = [fourier.select(n, x, y, 0.03, method) for n in (net, single)]
+        np.testing.assert_array_equal(picks[0].neurons, picks[1].neurons)
+        assert picks[1].network.layers[0].weight.dtype == np.float32
+
+
 def test_it_is_jitted_and_batched_over_networks():
     nets = [network(seed) for seed in (1, 2)]
     x, y = data(1)
