@@ -13,6 +13,8 @@ from sgfbias.fourier.certify import Certificate as Certificate
 from sgfbias.fourier.certify import certify as certify
 from sgfbias.fourier.coefficients import Chow as Chow
 from sgfbias.fourier.coefficients import chow as chow
+from sgfbias.fourier.data import Bits as Bits
+from sgfbias.fourier.data import read_bits as read_bits
 from sgfbias.fourier.frontier import Frontier as Frontier
 from sgfbias.fourier.frontier import frontier as frontier
 from sgfbias.fourier.moves import BitFlips as BitFlips

@@ -468,7 +468,7 @@ def pointwise(activation: Activation, m: int) -> Callable[[Array], Array] | None
     if any(map(eqx.is_array, jax.tree.leaves(function))):
         return None
     if activation.scalar:
-        return lambda z: jax.vmap(function)(z.ravel()).reshape(z.shape)
+        return _entrywise(function)
     with jax.ensure_compile_time_eval():
         vector = jnp.asarray(np.random.default_rng(0).normal(size=m))
         try:
@@ -478,4 +478,20 @@ def pointwise(activation: Activation, m: int) -> Callable[[Array], Array] | None
             return None
     if together.shape != (m,) or not np.allclose(together, alone, rtol=1e-5, atol=1e-6):
         return None
-    return lambda z: jax.vmap(lambda value: function(value[None])[0])(z.ravel()).reshape(z.shape)
+    return _entrywise(lambda value: function(value[None])[0])
+
+
+def _entrywise(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A function of numbers as one of arrays of any shape.
+
+    It is mapped along every axis, and not along one axis of all entries: XLA then makes
+    one loop of the function and of what its argument is computed from.
+    """
+
+    def of_array(z: Array) -> Array:
+        mapped = function
+        for _ in range(z.ndim):
+            mapped = jax.vmap(mapped)
+        return mapped(z)
+
+    return of_array

@@ -96,10 +96,10 @@ class Search(eqx.Module):
             hidden = act(z[:, None] + self.candidates.changes(column, state.s))
             return total + reads[:, None, None] * hidden, None
 
-        zeros = jnp.zeros((len(bias), *state.s.shape), state.s.dtype)
-        total, _ = jax.lax.scan(
-            add, zeros + bias[:, None, None], (state.z.T, self.columns, weight.T), unroll=4
-        )
+        start = jnp.broadcast_to(bias[:, None, None], (len(bias), *state.s.shape))
+        # One unit at a time is one loop for XLA. Of four at a time it makes several,
+        # which take six times as long.
+        total, _ = jax.lax.scan(add, start, (state.z.T, self.columns, weight.T))
         if len(bias) == 1:
             return jnp.where(labels[:, None] > 0, total[0], -total[0])
         own = is_own(labels, len(bias)).T[:, :, None]
