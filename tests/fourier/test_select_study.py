@@ -47,6 +47,10 @@ class TestSelect(StudyCase):
             variables[f"{name}_attacked"] = (("seed", "budget", "attack"), attacked)
         clean = np.stack([0.98 * spread[:, 0], 0.91 * spread[:, 0]], axis=1)
         variables["clean"] = (("seed", "copy"), clean)
+        variables["attacked"] = (
+            ("seed", "copy", "attack"),
+            np.stack([0.5 * clean, 0.1 * clean], 2),
+        )
         return made_up(Config(), variables, {"budget": BUDGETS, "attack": [2, 4]})
 
     def test_what_only_informs_is_said(self, made):

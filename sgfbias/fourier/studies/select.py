@@ -92,6 +92,8 @@ def measure(config: Config, log: Log) -> Columns:
         before = np.asarray(attack(net, *data.test, max(FLIPS)).curve)
         whole = np.asarray(attack(stabilise(net), *data.test, max(FLIPS)).curve)
         rows.setdefault("clean", []).append([before[0], whole[0]])
+        kept = np.asarray(FLIPS)
+        rows.setdefault("attacked", []).append([before[kept], whole[kept]])
         subsets = stabilised_subsets(net, *data.validation)
         for name in (*RULES, *OTHERS):
             found = []
@@ -106,10 +108,11 @@ def measure(config: Config, log: Log) -> Columns:
                     else _choice(net, data.validation, budget, name)
                 )
                 curve = np.asarray(attack(new, *data.test, max(FLIPS)).curve)
-                found.append((gain, cost, before[0] - curve[0], *curve[np.asarray(FLIPS)]))
+                found.append((gain, cost, before[0] - curve[0], *curve[kept]))
             rows.setdefault(name, []).append(found)
     out.axes["copy"] = ["as trained", "stabilised"]
     out.add("clean", ("seed", "copy"), rows.pop("clean"), "1, accuracy")
+    out.add("attacked", ("seed", "copy", "attack"), rows.pop("attacked"), "1, accuracy")
     for name, found in rows.items():
         values = np.asarray(found)
         if name != "clip":
@@ -309,7 +312,9 @@ def _on_other_data(ds: xr.Dataset, top: float) -> Claim:
 
 
 def plot(ds: xr.Dataset, config: Config) -> Figure:
-    """Draw gains, attacked accuracies and the losses on validation and test data."""
+    """Draw gains, clean against attacked accuracy, and the losses on validation and
+    test data.
+    """
     figure, (left, middle_, right) = panels(columns=3)
     budgets, words = ds["budget"].values, {**RULES, **OTHERS}
     for name in (*RULES, "random"):
@@ -324,15 +329,29 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         x_scale="linear",
         y_scale="linear",
     )
+    base = ds["clean"].values[:, :1]
     for name in (*RULES, "clip"):
         colour, style = STYLES[name]
-        values = np.median(ds[f"{name}_attacked"].values[..., 0], axis=0)
-        middle_.plot(budgets, values, style, color=colour, label=words[name], markersize=5)
+        middle_.plot(
+            np.median(base - ds[f"{name}_test_loss"].values, axis=0),
+            np.median(ds[f"{name}_attacked"].values[..., 0], axis=0),
+            style,
+            color=colour,
+            label=words[name],
+            markersize=5,
+        )
+    middle_.plot(
+        np.median(ds["clean"].values, axis=0),
+        np.median(ds["attacked"].values[..., 0], axis=0),
+        "k*",
+        markersize=9,
+        label="no neuron, all neurons",
+    )
     finish(
         middle_,
-        title=f"Attacked accuracy with {FLIPS[0]} flips, median",
-        x="budget",
-        y="accuracy",
+        title=f"Clean against attacked accuracy, {FLIPS[0]} flips, median",
+        x="clean accuracy on test data",
+        y=f"accuracy with {FLIPS[0]} flips",
         x_scale="linear",
         y_scale="linear",
     )
@@ -357,6 +376,5 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         x_scale="linear",
         y_scale="linear",
     )
-    for axes in (left, middle_):
-        ticks(axes, budgets)
+    ticks(left, budgets)
     return figure
