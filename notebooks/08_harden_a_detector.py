@@ -60,6 +60,15 @@ net = trained()
 # %%
 before = fourier.robustness(net, test.inputs, test.labels, flips=4)
 print(before)
+attacked, true, proved = (
+    np.asarray(part.margin)[: len(before.truth.margin)]
+    for part in (before.attack, before.truth, before.certificate)
+)
+share = [np.mean(low <= high + 1e-5) for low, high in ((proved, true), (true, attacked))]
+print(
+    "certificate below the truth, truth below the attack: predicted 100% and 100% of the margins, "
+    f"measured {share[0]:.0%} and {share[1]:.0%}"
+)
 
 # %% [markdown]
 # ## Stabilise
@@ -69,6 +78,19 @@ print(before)
 # size: $v = c\,\mathrm{sgn}(w)$. Most decisions stay. `select` stabilises the units one
 # by one, as long as the accuracy on held-out data stays within a budget. Nothing is
 # trained.
+
+# What a pixel means to a unit is its Chow parameter $t_i = \mathbb{E}[h(x)\,x_i]$ under
+# random bits. It has the sign of $w_i$, so the signs are what must stay. `chow`
+# computes it exactly, in any dimension.
+
+# %%
+t = fourier.chow(net).coefficients
+random = jax.random.rademacher(jax.random.key(2), (100_000, 64), jnp.float32)
+hidden = jnp.tanh((random @ net.layers[0].weight.T + net.layers[0].bias) / 2)
+sampled = hidden.T @ random / len(random)
+print(f"largest Chow parameter: theory {t.max():.3f}, measured {sampled.max():.3f}")
+agree = jnp.mean(jnp.sign(t) == jnp.sign(net.layers[0].weight))
+print(f"signs of weights and Chow parameters that agree: theory 100%, measured {agree:.0%}")
 
 # %%
 pick = fourier.select(net, held.inputs, held.labels, budget=0.03)
