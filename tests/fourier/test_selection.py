@@ -296,6 +296,12 @@ def test_a_network_that_cannot_be_certified_has_a_frontier():
     assert f.robust.shape == (6, 1)
 
 
+def test_certificates_may_be_left_out():
+    net, x, y = case("scalar")
+    f = fourier.frontier(net, x, y, x[:30], y[:30], (1,), 2, certificates=False)
+    assert f.certified is None
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
