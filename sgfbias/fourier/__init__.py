@@ -1,7 +1,9 @@
-"""Mean estimation: a single number moves by SGD on its squared distances to the data.
+"""Stabilised neurons: networks on bits, before and after flips of an attacker.
 
-A single number w moves on the loss `L(w) = 1/(2n) sum_i (w - y_i)^2`. With batches of
-one example, SGD is the linear recursion `w <- w - gamma (w - y_i)`.
+A neuron `sgn(<w, x> + b)` with bits x in {-1, +1}^d is stabilised by weights
+`c sgn(w)` of equal size: `max_{|v|_inf = 1} E[tau(x) <v, x>] = |t|_1`, with the Chow
+parameters `t_i = E[tau(x) x_i]` of its labels tau. Inputs move away from its threshold
+in the l1 distance, which counts flips.
 """
 
 from sgfbias.fourier.adversary import Adversary as Adversary
@@ -21,11 +23,7 @@ from sgfbias.fourier.moves import BitFlips as BitFlips
 from sgfbias.fourier.moves import OneHotSwaps as OneHotSwaps
 from sgfbias.fourier.neuron import sign as sign
 from sgfbias.fourier.neuron import stabilise as stabilise
-from sgfbias.fourier.problem import Mean as Mean
-from sgfbias.fourier.problem import draw as draw
 from sgfbias.fourier.robustness import Robustness as Robustness
 from sgfbias.fourier.robustness import robustness as robustness
 from sgfbias.fourier.selection import Selection as Selection
 from sgfbias.fourier.selection import select as select
-from sgfbias.fourier.theory import flow_variance as flow_variance
-from sgfbias.fourier.theory import stationary_variance as stationary_variance

@@ -29,9 +29,9 @@ RATE, BATCH = 1e-3, 32
 
 
 class Split(NamedTuple):
-    """Examples: bits (n, 64) in {-1, +1} and labels (n,) in {0, 1}."""
+    """Examples: bits (n, d) in {-1, +1} and labels (n,) in {0, 1}."""
 
-    inputs: Float[np.ndarray, "n 64"]
+    inputs: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
 
 
@@ -86,17 +86,17 @@ def half_tanh(z: Any) -> Array:
     return jnp.tanh(z / 2)
 
 
-def new_network(seed: int, hidden: int = HIDDEN) -> eqx.nn.MLP:
-    """A network of 64 bits with one hidden layer, before training.
+def new_network(seed: int, hidden: int = HIDDEN, bits: int = BITS) -> eqx.nn.MLP:
+    """A network with one hidden layer, before training.
 
-    Its weights are normal: of variance 1/64 into the hidden units and 1/16 out of them
-    for 16 units. Biases are 0.
+    Its weights are normal: of variance 1/64 into the hidden units for 64 bits, and 1/16
+    out of them for 16 units. Biases are 0.
     """
     first, second = jax.random.split(jax.random.key(seed))
     dtype = jnp.result_type(float)
-    net = eqx.nn.MLP(BITS, "scalar", hidden, 1, half_tanh, dtype=dtype, key=first)
+    net = eqx.nn.MLP(bits, "scalar", hidden, 1, half_tanh, dtype=dtype, key=first)
     weights = (
-        jax.random.normal(first, (hidden, BITS), dtype) / np.sqrt(BITS),
+        jax.random.normal(first, (hidden, bits), dtype) / np.sqrt(bits),
         jax.random.normal(second, (1, hidden), dtype) / np.sqrt(hidden),
     )
     return eqx.tree_at(
