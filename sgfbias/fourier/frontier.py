@@ -32,8 +32,8 @@ class Frontier(eqx.Module):
     - `levels`: (P,). The level of these neurons; 0 for wholly stabilised ones.
     - `validation`, `clean`: (P,). The accuracies on the validation and the test data.
     - `robust`: (P, K). The accuracy on the test data under greedy attacks.
-    - `certified`: (P, K). The certified accuracy; None where `certify` refuses the
-      network.
+    - `certified`: (P, K). The certified accuracy; None without certificates, and where
+      `certify` refuses the network.
     - `flips`: the K numbers of moves of the attacks.
     """
 
@@ -69,6 +69,7 @@ def frontier(
     *,
     moves: AbstractMoves = BitFlips(),
     scale: Scale = "linf",
+    certificates: bool = True,
     layer: Callable | None = None,
     activation: Callable | None = None,
 ) -> Frontier:
@@ -83,6 +84,8 @@ def frontier(
     - `X`, `y`: test data.
     - `flips`: the numbers of moves of the attacks.
     - `levels`: how many levels to try, evenly spaced from 1 to `1/levels`.
+    - `certificates`: whether to certify each copy, which takes longer than to attack
+      it.
     - `moves`, `scale`, `layer`, `activation`: as for `select`.
 
     **Returns:** a `Frontier` with m + 1 + levels copies.
@@ -104,11 +107,7 @@ def frontier(
     copies = neurons, jnp.asarray(values, cut.dtype)
     most = max(wanted)
     sure = None
-    try:
-        certify(net, X[:1], y[:1], 0, moves=moves, **options)
-    except ValueError:
-        pass  # what cannot be certified can be attacked
-    else:
+    if certificates and _certifiable(net, bits[:1], labels[:1], options):
         sure = _curves(certify, subsets, scale, copies, bits, labels, most, moves)
     curves = _curves(attack, subsets, scale, copies, bits, labels, most, moves)
     at = np.asarray(wanted)
@@ -122,6 +121,15 @@ def frontier(
         scale=scale,
         subsets=subsets,
     )
+
+
+def _certifiable(net: Any, inputs: Array, labels: Array, options: dict[str, Any]) -> bool:
+    """Whether `certify` takes this network. What it refuses can still be attacked."""
+    try:
+        certify(net, inputs, labels, 0, **options)
+    except ValueError:
+        return False
+    return True
 
 
 def _copy(subsets: Subsets, scale: Scale, neurons: Array, level: Array) -> Any:
