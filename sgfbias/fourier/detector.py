@@ -5,6 +5,7 @@ trained on them.
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
@@ -19,6 +20,7 @@ from sgfbias.core.loss import LogisticLoss
 from sgfbias.core.problem import Problem
 from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
+from sgfbias.fourier.data import read_bits
 
 BITS, HIDDEN = 64, 16
 SIZES = {"train": 4000, "validation": 2000, "test": 1000}
@@ -26,6 +28,7 @@ SIZES = {"train": 4000, "validation": 2000, "test": 1000}
 KINDS = {"even": ((6, 0.30), (58, 0.10)), "lopsided": ((4, 0.40), (60, 0.05))}
 Kind = Literal["even", "lopsided"]
 RATE, BATCH = 1e-3, 32
+FEWEST = 50  # examples of one's own
 
 
 class Split(NamedTuple):
@@ -79,6 +82,31 @@ def draw_detector(seed: int, kind: Kind = "even") -> Detector:
         return Split(np.where(rng.random((n, BITS)) < chance, 1.0, -1.0), y)
 
     return Detector(*map(split, SIZES.values()))
+
+
+def own_detector(path: Path, seed: int) -> Detector:
+    """Bits of one's own, from a .npz or a libsvm file, in the proportions of
+    `draw_detector` and in a random order.
+
+    **Arguments:**
+
+    - `path`: the file, see `read_bits`.
+    - `seed`: seed of the order.
+
+    **Raises:** `ValueError` for what `read_bits` refuses, for other than two classes,
+    and for fewer than 50 examples.
+    """
+    bits = read_bits(path)
+    n = len(bits.labels)
+    if len(bits.classes) != 2 or n < FEWEST:
+        raise ValueError(
+            f"{path} must have two classes and at least {FEWEST} examples, but has "
+            f"{len(bits.classes)} classes and {n} examples"
+        )
+    total = sum(SIZES.values())
+    sizes = (n * SIZES["train"] // total, n * SIZES["validation"] // total)
+    parts = bits.split(*sizes, seed=seed)
+    return Detector(*(Split(np.asarray(part.inputs), np.asarray(part.labels)) for part in parts))
 
 
 def half_tanh(z: Any) -> Array:

@@ -1,5 +1,6 @@
 """Bits from files and frames."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from sgfbias import fourier
 from sgfbias.fourier.data import read_bits
+from sgfbias.fourier.detector import own_detector
 
 pandas = pytest.importorskip("pandas")
 X = np.array([[0, 1, 1], [1, 1, 0], [0, 0, 1], [1, 0, 0]])
@@ -149,6 +151,51 @@ def test_files_that_make_no_sense_are_refused(tmp_path, content, words):
         np.savez(path, **content)
     with pytest.raises(ValueError, match=words):
         read_bits(path)
+
+
+def test_a_detector_of_ones_own_data(tmp_path):
+    """4/7 of the examples are for training and 2/7 for validation, as for drawn ones."""
+    path, random = tmp_path / "own.npz", np.random.default_rng(0)
+    bits, labels = random.integers(0, 2, size=(70, 9)), np.arange(70) % 2
+    np.savez(path, X=bits, y=labels)
+    parts = own_detector(path, 3)
+    assert [part.inputs.shape for part in parts] == [(40, 9), (20, 9), (10, 9)]
+    rows = np.concatenate([np.column_stack([part.inputs, part.labels]) for part in parts])
+    every = np.column_stack([2 * bits - 1, labels])
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, every))
+    for wrong in (slice(40), np.arange(70) // 24):
+        kept = {"X": bits[wrong], "y": labels[wrong]} if isinstance(wrong, slice) else {
+            "X": bits, "y": wrong
+        }  # fmt: skip
+        np.savez(path, **kept)
+        with pytest.raises(ValueError, match="must have two classes and at least 50 examples"):
+            own_detector(path, 0)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_ones_own_data(tmp_path):
+    path, random = tmp_path / "own.npz", np.random.default_rng(0)
+    labels = random.integers(0, 2, size=210)
+    chance = np.where(labels[:, None] > 0, 0.8, 0.2)
+    np.savez(path, X=random.random((210, 10)) < chance, y=labels)
+    options = [
+        "--data",
+        str(path),
+        "--seeds",
+        "6",
+        "--flips",
+        "4",
+        "--levels",
+        "2",
+        "--steps",
+        "90",
+    ]
+    command = [sys.executable, "-m", "sgfbias", "run", "fourier-stabilise", *options]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "study.png").exists()
 
 
 def test_a_text_is_no_libsvm_file(tmp_path):

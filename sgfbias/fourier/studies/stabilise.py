@@ -5,6 +5,7 @@ detector give, without retraining, and for how much accuracy?
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import equinox as eqx
@@ -15,7 +16,7 @@ import xarray as xr
 
 from sgfbias.fourier.attack import attack
 from sgfbias.fourier.certify import certify
-from sgfbias.fourier.detector import draw_detector, new_network, seed_of, train
+from sgfbias.fourier.detector import draw_detector, new_network, own_detector, seed_of, train
 from sgfbias.fourier.frontier import frontier
 from sgfbias.fourier.layers import first_layer
 from sgfbias.fourier.neuron import stabilise
@@ -70,6 +71,15 @@ class Config(SeededConfig):
     """Number of training steps with 32 examples each."""
     levels: Count = 16
     """Number of clipping levels of the frontier, which is drawn for one seed."""
+    data: Path | None = None
+    """A .npz file with bits X (n, d) and classes y (n,), or a file in libsvm's format,
+    used instead of drawn data; None draws them.
+    """
+
+    @property
+    def own_data(self) -> bool:
+        """Whether the data are a user's own, read from `data`."""
+        return self.data is not None
 
 
 QUICK = Config(seeds=6, flips=6, levels=4)
@@ -82,8 +92,9 @@ def measure(config: Config, log: Log) -> Columns:
     for seed in range(config.seeds):
         log(f"seed {seed}")
         own = seed_of(config.root_seed, seed)
-        data = draw_detector(own)
-        net = train(new_network(own), data.train, own, config.steps)
+        data = draw_detector(own) if config.data is None else own_detector(config.data, own)
+        start = new_network(own, bits=data.train.inputs.shape[1])
+        net = train(start, data.train, own, config.steps)
         pick = select(net, *data.validation, budget=config.budget)
         found = _networks(net, pick, data, own)
         rows.setdefault("chosen", []).append(int(pick.neurons.sum()))
