@@ -154,7 +154,7 @@ def test_files_that_make_no_sense_are_refused(tmp_path, content, words):
 
 
 def test_a_detector_of_ones_own_data(tmp_path):
-    """4/7 of the examples are for training and 2/7 for validation, as for drawn ones."""
+    """4/7 of them are for training and 2/7 for validation, as for drawn examples."""
     path, random = tmp_path / "own.npz", np.random.default_rng(0)
     bits, labels = random.integers(0, 2, size=(70, 9)), np.arange(70) % 2
     np.savez(path, X=bits, y=labels)
