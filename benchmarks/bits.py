@@ -95,7 +95,10 @@ def _toolbox(net: Any, x: Any, y: Any) -> Callable[[], Any] | None:
 
     wrapped = Wrapped(model=None, clip_values=(-1.0, 1.0))
     wrapped.nb_classes = 2
-    attack = SaliencyMapMethod(wrapped, theta=2.0, gamma=FLIPS / D, batch_size=N, verbose=False)
+    # It flips two bits at a time, as long as at most a fraction gamma has been flipped.
+    attack = SaliencyMapMethod(
+        wrapped, theta=2.0, gamma=(FLIPS - 1) / D, batch_size=N, verbose=False
+    )
     targets = np.eye(2)[1 - y]
     return lambda: attack.generate(x=x, y=targets)
 

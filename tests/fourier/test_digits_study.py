@@ -34,7 +34,7 @@ class TestDigits(StudyCase):
             "digits_attacked_stable", lambda v: v + 0.14, "training against the attacker leaves"
         ),
         "on top of training": ("digits_attacked_both", lambda v: v + 0.1, "lowers its"),
-        "nothing proved": ("cancer_certified_stable", lambda v: v - 0.2, "points of certified"),
+        "nothing proved": ("cancer_certified_stable", lambda v: v - 0.3, "adds certified"),
         "signs without a meaning": ("digits_attacked_random", lambda v: v + 0.4, "random signs"),
     }  # fmt: skip
 
