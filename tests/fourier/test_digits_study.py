@@ -28,7 +28,7 @@ class TestDigits(StudyCase):
     mutations = {
         "no gain": ("digits_attacked_stable", lambda v: v - 0.13, "stabilisation adds attacked"),
         "a dear one": (
-            "digits_attacked_stable", lambda v: v - 0.2 * (np.arange(FLIPS + 1) == 0), "within its budget"
+            "digits_attacked_stable", lambda v: v - 0.2 * (np.arange(FLIPS + 1) == 0), "its budget"
         ),
         "as good as training": (
             "digits_attacked_stable", lambda v: v + 0.14, "training against the attacker leaves"

@@ -147,8 +147,8 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             main=True,
         ),
         claim(
-            "Digits: the clean accuracy that stabilisation costs is within its budget and the noise "
-            "of the validation data",
+            "Digits: the clean accuracy that stabilisation costs is within its budget and the "
+            "noise of the validation data",
             RAVIV,
             predicted=f"a loss near the budget of {config.budget:.1%} on validation data",
             measured=f"loss {clean:.3f}",
