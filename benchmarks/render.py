@@ -376,6 +376,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "main_job": ("The main job", plain),
     "scaling": ("Seeds, size, steps, memory", scaling),
     "small": ("Few seeds", few_seeds),
+    "bit_attacks": ("Attacks on bits", plain),
     "compile_time": ("Compiling", compile_time),
     "import_time": ("Importing", plain),
     "stale_programs": ("Looking for changes that stored programs miss", plain),

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bits
 import peers
 import precision
 import promises
@@ -47,6 +48,7 @@ MEASUREMENTS = {
         scaling.stale_programs,
         protocol.linear_three,
         small.small,
+        bits.bit_attacks,
     )
 }
 

@@ -212,8 +212,10 @@ def informing(claim: Claim) -> Claim:
     Claims about a user's own data do: the data may be unlike those for which a theory
     was made.
     """
-    reason = f"on these data of your own: {claim.reason}" if claim.verdict == "fails" else ""
-    return dataclasses.replace(claim, must_hold=False, reason=reason or claim.reason)
+    reason = claim.reason
+    if claim.verdict == "fails":
+        reason = "on these data of your own" + (f": {reason}" if reason else "")
+    return dataclasses.replace(claim, must_hold=False, reason=reason)
 
 
 def broken(claims: Sequence[Claim]) -> list[Claim]:
