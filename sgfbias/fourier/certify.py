@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from sgfbias.fourier.activation import Activation
 from sgfbias.fourier.attack import prepare
-from sgfbias.fourier.layers import HIGHEST, Activation, Layers, accuracy, is_own
+from sgfbias.fourier.layers import HIGHEST, Layers, accuracy, is_own
 from sgfbias.fourier.moves import AbstractMoves, BitFlips, Candidates
 from sgfbias.fourier.search import Search, in_parts
 
@@ -107,8 +108,10 @@ def _check_activation(activation: Activation, size: int) -> None:
     values = np.asarray(activation(jnp.broadcast_to(points[:, None], (len(points), size))))
     random = np.random.default_rng(0).normal(size=(2, size))
     mixed = np.where(np.arange(size) == 0, random[0], random[1])
-    first = [np.asarray(activation(jnp.asarray(z)))[0] for z in (random[0], mixed)]
-    if not np.isclose(*first, rtol=1e-5, atol=1e-6):
+    alone, among_others = (
+        float(np.asarray(activation(jnp.asarray(z)))[0]) for z in (random[0], mixed)
+    )
+    if not np.isclose(alone, among_others, rtol=1e-5, atol=1e-6):
         raise ValueError(f"{activation.name} does not act on each unit alone: {away}")
     steps = np.diff(values, axis=0)
     rounding = 8 * np.finfo(values.dtype).eps * np.abs(values[1:])

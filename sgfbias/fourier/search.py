@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from sgfbias.fourier.layers import HIGHEST, Layers, is_own, margin, pointwise
+from sgfbias.fourier.activation import pointwise
+from sgfbias.fourier.layers import HIGHEST, Layers, is_own, margin
 from sgfbias.fourier.moves import Candidates
 
 # Numbers that a search holds at a time: (examples) x (candidates) with one layer of

@@ -18,6 +18,12 @@ ROUNDING = 1e-12
 QUICK = ("greedy", "beam", "jsma", "fgsm")
 GROUPS = ((0, 3, 5), (1, 2))
 
+
+def slowly(value):
+    """A parameter of the slow tests only."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 KINDS = {
     "flips": (fourier.BitFlips(), lambda x: flip(x, range(7))),
     "some bits": (
@@ -41,9 +47,10 @@ KINDS = {
 SHAPES = {"scalar": ("scalar", 1), "classes": (3, 1), "deep": ("scalar", 2), "deep classes": (3, 2)}
 
 
-# One network for each kind of moves in the fast tests, and all pairs in the slow ones.
+# Some pairs are in the fast tests, and all in the slow ones.
+FAST = [("flips", "scalar"), ("only added", "deep"), ("categories and flips", "classes")]
 PAIRS = [
-    pytest.param(kind, shape, marks=() if (i - j) % 6 == 0 and j < 3 else pytest.mark.slow)
+    pytest.param(kind, shape, marks=() if (kind, shape) in FAST else pytest.mark.slow)
     for i, kind in enumerate(KINDS)
     for j, shape in enumerate(SHAPES)
 ]
@@ -65,7 +72,7 @@ def test_exhaustive_finds_the_least_margin_of_all_inputs(kind, shape):
 
 METHODS_AND_KINDS = [
     pytest.param(
-        method, kind, marks=() if kind in ("some bits", "categories") else pytest.mark.slow
+        method, kind, marks=() if kind == "categories" or method == "greedy" else pytest.mark.slow
     )
     for method in METHODS
     for kind in KINDS
@@ -214,7 +221,7 @@ def test_jsma_follows_its_definition_on_a_linear_model_with_three_classes():
     np.testing.assert_allclose(np.asarray(found)[known], expected[known], atol=ROUNDING)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["greedy", "exhaustive", *map(slowly, ("beam", "jsma", "pgd"))])
 def test_permuted_bits_are_attacked_alike(method):
     """Ground truth 16. Margins are generic, so there are no ties."""
     net, (x, y) = network(9, 4, 5), data(6, 9, 5)
@@ -237,6 +244,7 @@ def test_permuted_bits_are_attacked_alike(method):
     np.testing.assert_array_equal(np.asarray(found[0].inputs)[:, order], found[1].inputs)
 
 
+@pytest.mark.slow
 def test_no_flips_leave_the_clean_accuracy():
     net, (x, y) = network(9, 4, 6), data(50, 9, 6)
     clean = (margins(net, x, y) > 0).mean()
@@ -247,6 +255,7 @@ def test_no_flips_leave_the_clean_accuracy():
     np.testing.assert_array_equal(fourier.certify(net, x, y, 0).curve, [clean])
 
 
+@pytest.mark.slow
 def test_more_flips_than_bits_change_nothing_more():
     net, (x, y) = network(4, 3, 7), data(5, 4, 7)
     truth = fourier.attack(net, x, y, 9, method="exhaustive").margin
@@ -282,6 +291,7 @@ def test_parts_of_the_work_give_what_the_whole_gives(monkeypatch, depth, moves):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_a_batch_of_networks_is_attacked_as_each_is():
     x, y = data(10, 8, 11)
 
