@@ -7,7 +7,7 @@ import pytest
 from helpers import made_up
 from study_case import StudyCase, small_run
 
-from sgfbias.fourier.studies.stabilise import NETWORKS, Config
+from sgfbias.fourier.studies.main import NETWORKS, Config
 
 FLIPS = np.arange(9)
 
