@@ -109,6 +109,10 @@ def plan_for(
     output = eqx.filter_eval_shape(network, x)
     count, width = math.prod(output.shape), output.dtype.itemsize
     allowed, calls = reported(network, x) if structured else (frozenset[int](), ())
+    # Calls of layers that are frozen need no taps.
+    calls = tuple(call for call in calls if {call.weight, call.bias} & trainable)
+    tapped = {k for call in calls for k in (call.weight, call.bias)}
+    allowed &= frozenset(k for k in tapped if k is not None) | trainable
     leaves = jax.tree.leaves(network)
     parts: list[Part] = []
     example, pair = 0, 8 * (1 if traced else count**2)

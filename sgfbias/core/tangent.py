@@ -127,8 +127,8 @@ def tangent_kernel(
     count = math.prod(tail)
     n, m = shapes[0][0], shapes[-1][0]
     shape = (n, m) if traced or not tail else (n, m, count, count)
-    trainable_leaves = _trainable_leaves(rows)
-    groups = groups_of(rows.network, trainable_leaves)
+    chosen = trainable_leaves(rows)
+    groups = groups_of(rows.network, chosen)
     if method == "auto" and joint:
         size = sum(s[0] for s in shapes) * count * rows.dtype.itemsize
         leaves = jax.tree.leaves(rows.parameters)
@@ -146,7 +146,7 @@ def tangent_kernel(
         plan = plan_for(
             rows.network,
             example,
-            trainable_leaves,
+            chosen,
             structured=method != "jacobian",
             traced=traced,
         )
@@ -254,7 +254,7 @@ def _check_separate(operator: Jacobian) -> None:
         )
 
 
-def _trainable_leaves(operator: Jacobian) -> frozenset[int]:
+def trainable_leaves(operator: Jacobian) -> frozenset[int]:
     """The leaves of the model that are parameters."""
 
     def spread(tree: Any) -> list[Any]:
@@ -277,7 +277,7 @@ def _joint_parts(
     rows: Jacobian, columns: Jacobian | None, groups: Any, count: int, *, traced: bool
 ) -> dict[str, Array]:
     """The parts of the kernel from Jacobians that are formed, by group."""
-    order = sorted(_trainable_leaves(rows))
+    order = sorted(trainable_leaves(rows))
 
     def by_leaf(operator: Jacobian) -> dict[int, Array]:
         leaves = jax.tree.leaves(operator.rows())

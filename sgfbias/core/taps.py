@@ -47,12 +47,14 @@ class Tapped(NamedTuple):
     """What a tapped evaluation of a model gives.
 
     - `output`: the output of the model.
-    - `inputs`: the input of every call, with the mapped axes first.
+    - `inputs`, `outputs`: the input and the output of every call, with the mapped axes
+      first.
     - `calls`: a `Call` for each of them.
     """
 
     output: Any
     inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
     calls: tuple[Call, ...]
 
 
@@ -66,6 +68,7 @@ class Recorder:
         self.state = get_opaque_trace_state()
         self.calls: list[Call] = []
         self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
 
     def outside(self) -> bool:
         """Whether the evaluation is where it began, and not in a scan or a map."""
@@ -91,6 +94,7 @@ class Recorder:
             Call(own, other, kind_of(layer), output.shape, output.dtype, mapped, settings)
         )
         self.inputs.append(x)
+        self.outputs.append(output)
         return output
 
     def _inside(self, plain: Any, layer: Any, weight: Any, bias: Any, x: Any, mapped: int) -> Any:
@@ -165,7 +169,7 @@ def run_tapped(
         is_leaf=_has_tap,
     )
     output = wired(x)
-    return Tapped(output, tuple(recorder.inputs), tuple(recorder.calls))
+    return Tapped(output, tuple(recorder.inputs), tuple(recorder.outputs), tuple(recorder.calls))
 
 
 def reported(network: Any, x: Any) -> tuple[frozenset[int], tuple[Call, ...]]:

@@ -131,6 +131,16 @@ def test_norms_outputs_and_pre_activations_follow_their_laws(problem):
     np.testing.assert_allclose(small, 1e-4 * np.sqrt(width / np.pi), rtol=1e-6)
 
 
+def test_the_kernel_of_one_layer(problem):
+    """`K/m -> (x . x') k0 / 2`, and 1/2 on the diagonal at any depth."""
+    x = problem.inputs
+    one = x @ x.T
+    np.testing.assert_allclose(lazy.layer_kernels(x, 1)[0], one * arc_cosine_0(one) / 2, rtol=1e-12)
+    for part in lazy.layer_kernels(x, DEPTH):
+        np.testing.assert_allclose(np.diag(part), 0.5, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_wide_networks_have_the_kernel_of_infinite_width(problem):
     """The error falls as 1/sqrt(m), and one layer has K/m -> (x . x') k0 / 2."""
     x = problem.inputs
