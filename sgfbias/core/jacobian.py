@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_float_array, as_numbers, as_whole
 from sgfbias.core.network import declared_trainable
 from sgfbias.core.weights import Weights, cast, check_real
@@ -117,7 +118,7 @@ class Jacobian(eqx.Module):
         return _square_norms(self)
 
     def _output(self) -> Any:
-        return eqx.filter_eval_shape(self.outputs, self.network, self.inputs)
+        return shapes_of(self.outputs, self.network, self.inputs)
 
     def _cotangent(self, cotangent: Any) -> Array:
         cotangent, wanted = as_float_array(cotangent, "cotangent"), self._output()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.cached import cached
 from sgfbias.core.checks import (
     as_numbers,
     as_whole,
@@ -143,13 +144,7 @@ def tangent_kernel(
         how = ("jacobian",) * len(groups)
     else:
         example = jax.ShapeDtypeStruct(rows.inputs.shape[1:], rows.inputs.dtype)
-        plan = plan_for(
-            rows.network,
-            example,
-            chosen,
-            structured=method != "jacobian",
-            traced=traced,
-        )
+        plan = cached(_planned, plan_for, rows.network, example, chosen, method, traced)
         found = gram(
             rows.network,
             rows.inputs,
@@ -168,6 +163,13 @@ def tangent_kernel(
         how,
         traced,
     )
+
+
+def _planned(
+    plan: Any, network: Any, example: Any, chosen: frozenset[int], method: str, traced: bool
+) -> Plan:
+    """The plan of a kernel, as `cached` asks for it."""
+    return plan(network, example, chosen, structured=method != "jacobian", traced=traced)
 
 
 def _operator(
