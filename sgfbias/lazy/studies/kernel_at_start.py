@@ -39,7 +39,7 @@ from sgfbias.study.statistics import Estimate, arrow, mean_and_error, power_law
 
 NAME = "kernel-at-start"
 PRECISION = "float32"
-SECONDS = 60
+SECONDS = 80
 REFERENCES = {
     "zou2018": "the network, its Gaussian start, and training that depends on the separation",
     "cho2009": "the arc-cosine kernels",

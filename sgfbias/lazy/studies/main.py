@@ -31,7 +31,7 @@ from sgfbias.study.plotting import COLOURS, Figure, finish, panels
 from sgfbias.study.statistics import arrow, log_slope, span
 
 PRECISION = "float64"
-SECONDS = 60
+SECONDS = 30
 REFERENCES = {
     "chizat2019": "the scale alpha of the outputs",
     "zou2018": "the network and the data",
