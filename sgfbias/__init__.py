@@ -34,6 +34,7 @@ from sgfbias.core.solver import PredictorCorrector as PredictorCorrector
 from sgfbias.core.solver import RungeKuttaChebyshev as RungeKuttaChebyshev
 from sgfbias.core.starts import Drawn as Drawn
 from sgfbias.core.starts import Stacked as Stacked
+from sgfbias.core.tangent import tangent_kernel as tangent_kernel
 from sgfbias.core.trajectory import Status as Status
 from sgfbias.core.trajectory import Trajectory as Trajectory
 from sgfbias.diagonal.deep import DeepDiagonalNetwork as DeepDiagonalNetwork

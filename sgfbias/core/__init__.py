@@ -9,6 +9,9 @@ package. Its modules, in the order in which they are best read:
 - `coordinates`, `weights`: what moves. Coordinates have a position, and say how a
   cotangent on the outputs moves it. Every model has the coordinates of its own weights.
 - `noise`: the distribution of the random part of the cotangent.
+- `jacobian`: the Jacobian of the outputs in the parameters, as an operator.
+- `taps`, `gram`, `kernel`, `tangent`: the inputs and outputs of the layers inside a
+  model, and the tangent kernel that they give.
 - `dynamics`: what the engine asks of all dynamics, each with a default.
 - `flow`, `term`: the flows, and their Diffrax terms with drift and noise in one
   product.

@@ -52,6 +52,16 @@ class AbstractNetwork(eqx.Module):
         """
         return None
 
+    def trainable(self) -> Any:
+        """Which arrays are parameters: a PyTree of True and False that fits the
+        network, a prefix of one, or a function of an array, as in `simulate`; or None,
+        the default, for all floating-point arrays.
+
+        The others are frozen, unless `trainable=` of a run says otherwise. A network
+        that wraps another one forwards what that one declares.
+        """
+        return None
+
     def observables(self) -> dict[str, Callable[[Any], Array]]:
         """The observables of the network: name -> function of the network.
 
@@ -103,6 +113,13 @@ def declares(network: Any, what: str) -> dict[str, Any]:
     A plain module declares nothing.
     """
     return getattr(network, what)() if isinstance(network, AbstractNetwork) else {}
+
+
+def declared_trainable(network: Any) -> Any:
+    """Which arrays of a network are its parameters by its own declaration, or None if
+    it declares nothing.
+    """
+    return network.trainable() if isinstance(network, AbstractNetwork) else None
 
 
 def always_recorded(network: Any) -> tuple[str, ...]:

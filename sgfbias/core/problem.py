@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Inexact, Shaped
 
 from sgfbias.core.checks import as_float_array, as_numbers, check_finite, is_concrete
+from sgfbias.core.jacobian import Jacobian, jacobian
 from sgfbias.core.loss import AbstractLoss, as_loss
 from sgfbias.core.network import evaluate
 
@@ -130,6 +131,30 @@ class Problem(eqx.Module):
                 f"but returns {given}"
             )
         return jax.lax.stop_gradient(changed)
+
+    def jacobian(self, network: Any, *, trainable: Any = None, microbatch: Any = None) -> Jacobian:
+        """The Jacobian of the outputs (n, ...) in the parameters of `network`, as a
+        linear operator that is never formed.
+
+        **Arguments:**
+
+        - `network`: an Equinox module.
+        - `trainable`: which arrays are parameters, as in `simulate`. Default: what the
+          network declares, or all floating-point arrays.
+        - `microbatch`: the number of examples that are evaluated at a time, or None for
+          all.
+
+        **Raises:** `ValueError` for a network without trainable parameters, and for a
+        `microbatch` that is not a whole number >= 1.
+        """
+        return jacobian(
+            network,
+            self.inputs,
+            self.outputs,
+            self.dtype,
+            trainable=trainable,
+            microbatch=microbatch,
+        )
 
     def residuals(self, network: Any) -> Array:
         """The residuals `f(x_i) - y_i`, shape (n, ...)."""

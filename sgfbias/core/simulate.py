@@ -84,8 +84,8 @@ def simulate(
       at the recorded times and every 1,024 steps. Default: no seed is frozen.
     - `trainable`: which arrays of a model move, while the others are frozen. As in
       `equinox.partition`, a PyTree of True and False, or a prefix of one, or a function
-      of a leaf. Default: all floating-point arrays. Only for models in their own
-      weights.
+      of a leaf. Default: what the network declares (`AbstractNetwork.trainable`), or
+      all floating-point arrays. Only for models in their own weights.
     - `microbatch`: the number of examples that are evaluated at a time. Memory then
       holds the activations of that many only, at the cost of a second forward pass.
       Only for models in their own weights.

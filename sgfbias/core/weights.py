@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.coordinates import AbstractCoordinates
-from sgfbias.core.network import AbstractNetwork, evaluate
+from sgfbias.core.network import AbstractNetwork, declared_trainable, evaluate
 
 
 class Weights(AbstractCoordinates):
@@ -254,6 +254,7 @@ def coordinates_for(
             f"{type(network).__name__} has only the coordinates 'weights', but "
             f"coordinates={name!r} was asked for"
         )
+    trainable = declared_trainable(network) if trainable is None else trainable
     return Weights(
         network,
         problem.dtype,
