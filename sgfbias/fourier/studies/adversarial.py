@@ -144,7 +144,6 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             tolerance="interval of the median within 0.04 of 0",
             holds=max(abs(last.low), abs(last.high)) <= 0.04,
             must_hold=False,
-            main=True,
         ),
         claim(
             f"{SHORT} steps and stabilisation give at least four fifths of the attacked accuracy "

@@ -196,6 +196,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             measured=f"{guess:.3f}",
             tolerance="interval of the median below 0.75",
             holds=guess.high < 0.75,
+            main=True,
         ),
     ]
 
@@ -215,7 +216,6 @@ def _cancer(ds: xr.Dataset, gain: Estimate) -> list[Claim]:
             tolerance="interval of the median below half of the gain for digits",
             holds=change.high < gain.value / 2,
             must_hold=False,
-            main=True,
         ),
         claim(
             f"Breast cancer, with {AT} flips: stabilisation adds certified accuracy all the same",

@@ -264,11 +264,11 @@ def _bounds(
             f"After stabilisation the certificate is nearly tight: with {AT} flips at most 2 "
             "points lie between it and the attack",
             OWN,
-            predicted="0 if the products of the weights into and out of the units have one sign",
+            predicted="0 if for every bit the products of the weights into and out of the units "
+            "have one sign, and the units agree on which bits have the largest weights",
             measured=f"before {gap['plain']:.3f}, after {gap['stable']:.3f}",
             tolerance="interval of the median below 0.02, and below that before",
             holds=gap["stable"].high <= 0.02 and gap["stable"].high < gap["plain"].low,
-            main=True,
         ),
     ]
 
@@ -298,6 +298,7 @@ def _controls(attacked: dict[str, np.ndarray], clean: Estimate, gain: Estimate) 
             f"{gain.value:.3f}",
             tolerance="interval of the median below a fifth of the gain by stabilisation",
             holds=noise.high < gain.value / 5,
+            main=True,
         ),
         control(
             "random signs in place of those of the weights destroy the detector",

@@ -272,6 +272,7 @@ def _ungated(ds: xr.Dataset) -> Claim:
         measured=f"relative error {arrow(means)}, slope {slope:.2f}",
         tolerance="slope above -0.25",
         holds=slope.value > -0.25,
+        main=True,
     )
 
 
