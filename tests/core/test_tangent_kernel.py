@@ -188,7 +188,12 @@ def kernel_of(model, inputs, other=None):
     return kernel[..., 0, 0] if model(inputs[0]).ndim == 0 else kernel
 
 
-@pytest.mark.parametrize("name", MODELS)
+def few(*fast):
+    """The names of all models, of which only some are among the fast tests."""
+    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in MODELS]
+
+
+@pytest.mark.parametrize("name", few("MLP", "convolutions", "one weight, two biases", "GRU"))
 def test_the_kernel_is_that_of_the_jacobian(name):
     model, inputs, by_gradients = MODELS[name]
     kernel = sgf.tangent_kernel(model, inputs)
@@ -204,7 +209,7 @@ def test_the_kernel_is_that_of_the_jacobian(name):
     assert kernel.least >= -1e-12 * kernel.trace
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few("MLP", "scalars"))
 def test_the_two_forms_and_the_blocks_agree(name, monkeypatch):
     """Pairs of positions and gradients give one kernel, in blocks of any size, and
     summed over the outputs.

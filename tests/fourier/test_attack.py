@@ -323,6 +323,7 @@ def test_single_precision_and_whole_numbers():
 
 
 @given(seed=st.integers(0, 10**6), budget=st.integers(1, 5))
+@pytest.mark.slow
 def test_the_projection_is_the_closest_point(seed, budget):
     """A point p of a convex set is the closest to q if (q - p).(r - p) <= 0 for all r
     in the set. It is enough to try the corners: the best has the largest entries.

@@ -106,6 +106,7 @@ def test_it_is_below_every_attack_and_clean_margins_are_exact(name):
     assert found[3].mean() > truth[0].mean() - 20  # it says something
 
 
+@pytest.mark.slow
 def test_directions_and_masks_tighten_it():
     net, (x, y) = network(10, 4, 4), data(15, 10, 4)
     whole = fourier.certify(net, x, y, 3).margin

@@ -201,6 +201,7 @@ def test_it_is_jitted_and_batched_over_networks():
             np.testing.assert_allclose(a[k], b, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_blocks_of_a_sum_do_not_matter(monkeypatch):
     weight, bias = (jnp.asarray(v) for v in neurons(9, 1.0))
     means = jnp.full(9, 0.2)
@@ -215,6 +216,7 @@ def test_the_blocks_of_a_sum_do_not_matter(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-15), cut, again)
 
 
+@pytest.mark.slow
 def test_float32_has_its_own_precision():
     weight, bias = neurons(20, 0.5)
     single = fourier.chow(network(weight, bias, dtype=jnp.float32), 0.1)

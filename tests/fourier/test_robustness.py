@@ -39,6 +39,7 @@ def test_the_table_has_the_curves_of_its_parts():
     assert rows[-1] == "accuracy of 30 examples; attack: greedy"
 
 
+@pytest.mark.slow
 def test_without_a_certificate_the_table_says_why():
     net, (x, y) = network(6, 3, 1, activation=jax.nn.gelu), data(8, 6, 1)
     found = fourier.robustness(net, x, y, 1, method="fgsm")
@@ -71,6 +72,7 @@ def test_the_rule_attacks_the_share_of_a_batch(method):
     np.testing.assert_array_equal(nothing, x)
 
 
+@pytest.mark.slow
 def test_a_step_against_the_adversary_is_a_step_on_attacked_examples():
     """Written out: gradient descent on the examples that FGSM moves, at every step."""
     net, (x, y) = network(8, 3, 4, scale=1.0), data(12, 8, 4)

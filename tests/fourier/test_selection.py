@@ -181,6 +181,7 @@ def test_gains_count_the_weights_that_can_grow():
     np.testing.assert_allclose(gains_of(weight), [3 - 3.5 / 2, 0.0, 0.0])
 
 
+@pytest.mark.slow
 def test_blocks_of_subsets_do_not_matter(monkeypatch):
     masks = jnp.asarray(list(itertools.product([False, True], repeat=M)))
     for name in ("classes", "deeper"):
@@ -201,6 +202,7 @@ def test_thresholds_may_be_refitted():
     assert not np.allclose(plain.network.layers[0].bias, pick.network.layers[0].bias)
 
 
+@pytest.mark.slow
 def test_float32_chooses_as_float64_does():
     """Accuracies are counts, so rounding of the outputs does not matter."""
     net, x, y = case("scalar")
@@ -251,6 +253,7 @@ def test_the_exact_selection_of_many_neurons_is_refused():
         fourier.select(net, *data(), method="exact")
 
 
+@pytest.mark.slow
 def test_the_frontier_has_the_accuracies_of_its_networks(tables):
     """Each copy is made by `stabilise`, and attacked and certified by itself."""
     net, x, y = case("scalar")

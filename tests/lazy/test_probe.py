@@ -189,6 +189,7 @@ def test_the_linearised_model_trains_as_its_kernel_says(network, problem):
     np.testing.assert_allclose(squares, a @ kernel @ a, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_kernel_flow(network, problem):
     """A matrix exponential for the squared loss, and the gradient flow of the
     linearised model for the logistic one.
