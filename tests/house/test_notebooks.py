@@ -39,8 +39,9 @@ def cells(notebook):
     return [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in notebook.cells]
 
 
-def test_there_are_seven_notebooks_each_with_its_pair():
-    assert [name[:2] for name in NAMES] == [f"{k:02}" for k in range(1, 8)]
+def test_the_notebooks_are_numbered_and_each_has_its_pair():
+    assert len(NAMES) >= 7
+    assert [name[:2] for name in NAMES] == [f"{k:02}" for k in range(1, len(NAMES) + 1)]
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == NAMES
 
 
