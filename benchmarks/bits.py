@@ -91,7 +91,7 @@ def _toolbox(net: Any, x: Any, y: Any) -> Callable[[], Any] | None:
             return found[rows, np.broadcast_to(label, len(x))][:, None]
 
         def fit(self, x: Any, y: Any, **options: Any) -> None:
-            raise NotImplementedError
+            raise TypeError("the network has been trained")
 
     wrapped = Wrapped(model=None, clip_values=(-1.0, 1.0))
     wrapped.nb_classes = 2

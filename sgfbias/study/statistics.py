@@ -398,3 +398,19 @@ def sign_test(count: int, *, level: float = 0.01) -> int:
     from scipy.stats import binom
 
     return int(binom.ppf(1 - level, count, 0.5)) + 1
+
+
+def bootstrap_median(*rows: np.ndarray) -> Estimate:
+    """The median over seeds, with its bootstrap interval, of a number for each seed, or
+    of the difference of two.
+
+    It is for few seeds, for which `median` has no finite interval. The interval lies
+    within the range of the sample, which covers the median with probability
+    `1 - 2^(1 - n)` for n seeds: less than 99% for fewer than eight.
+
+    **Arguments:**
+
+    - `rows`: one array (seeds,), or two whose difference is taken seed by seed.
+    """
+    values = rows[0] if len(rows) == 1 else rows[0] - rows[1]
+    return estimate(lambda v: np.median(v, axis=-1), values)

@@ -9,6 +9,7 @@ from scipy import stats
 from sgfbias.study.statistics import (
     Estimate,
     arrow,
+    bootstrap_median,
     distance_of_laws,
     estimate,
     finite,
@@ -127,3 +128,12 @@ def test_estimates_are_shown_with_their_intervals():
     assert f"{Estimate(0.0, -1.0, 1.0).map(np.exp):+.1f}" == "+1.0 (99% interval +0.4 to +2.7)"
     assert listed([1, 2.5]) == "1, 2.5"
     assert arrow([1e-3, 2e-3]) == "1.0e-03 -> 2.0e-03"
+
+
+def test_the_bootstrap_median_is_that_of_the_differences_and_within_their_range():
+    first, second = np.random.default_rng(0).normal(size=(2, 7))
+    found = bootstrap_median(first, second)
+    rest = first - second
+    assert found.value == np.median(rest)
+    assert rest.min() <= found.low < found.value < found.high <= rest.max()
+    assert bootstrap_median(rest) == found

@@ -28,7 +28,7 @@ from sgfbias.study import (
     source,
 )
 from sgfbias.study.plotting import COLOURS, Figure, finish, panels
-from sgfbias.study.statistics import Estimate, estimate
+from sgfbias.study.statistics import Estimate, bootstrap_median
 
 NAME = "fourier-adversarial"
 SECONDS = 60
@@ -108,11 +108,6 @@ def measure(config: Config, log: Log) -> Columns:
     return out
 
 
-def middle(values: np.ndarray) -> Estimate:
-    """The median over seeds, with its bootstrap interval."""
-    return estimate(lambda v: np.median(v, axis=-1), values)
-
-
 def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     """Accuracies are those on test data with 4 flips. Differences are taken seed by
     seed, and their medians have bootstrap intervals.
@@ -121,9 +116,9 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     short, long = ((after - before).sel(length=n).values for n in (SHORT, LONG))
     level = {n: np.median(before.sel(length=n)) for n in LENGTHS}
     new = {n: np.median(after.sel(length=n)) for n in LENGTHS}
-    trained = middle((before.sel(length=LONG) - before.sel(length=0)).values)
-    instead = middle((after.sel(length=SHORT) - before.sel(length=LONG)).values)
-    first, last = middle(short), middle(long)
+    trained = bootstrap_median((before.sel(length=LONG) - before.sel(length=0)).values)
+    instead = bootstrap_median((after.sel(length=SHORT) - before.sel(length=LONG)).values)
+    first, last = bootstrap_median(short), bootstrap_median(long)
     return [
         claim(
             f"After {SHORT} steps against the attacker stabilisation adds at least 15 points of "
@@ -174,7 +169,7 @@ def _proved(ds: xr.Dataset) -> list[Claim]:
     """What stabilisation adds to the certified accuracy."""
     proved = ds["certified"].sel(flips=AT)
     gains = {
-        n: middle((proved.sel(length=n, stage=1) - proved.sel(length=n, stage=0)).values)
+        n: bootstrap_median((proved.sel(length=n, stage=1) - proved.sel(length=n, stage=0)).values)
         for n in LENGTHS
     }
     least = min(gains.values(), key=lambda gain: gain.low)
@@ -197,9 +192,9 @@ def _proved(ds: xr.Dataset) -> list[Claim]:
 def _others(ds: xr.Dataset, trained: Estimate) -> list[Claim]:
     """Training on without flips, and training against the attacker from the start."""
     plain = ds["attacked"].sel(stage=0, flips=AT, length=0).values
-    idle = middle(ds["attacked_idle"].sel(stage=0, flips=AT).values - plain)
+    idle = bootstrap_median(ds["attacked_idle"].sel(stage=0, flips=AT).values - plain)
     hard = ds["attacked_scratch"].sel(flips=AT)
-    change = middle((hard.sel(stage=1) - hard.sel(stage=0)).values)
+    change = bootstrap_median((hard.sel(stage=1) - hard.sel(stage=0)).values)
     ends = [np.median(hard.sel(stage=s)) for s in (0, 1)]
     return [
         claim(

@@ -31,7 +31,7 @@ from sgfbias.study import (
     source,
 )
 from sgfbias.study.plotting import COLOURS, Figure, finish, panels
-from sgfbias.study.statistics import Estimate, estimate
+from sgfbias.study.statistics import Estimate, bootstrap_median
 
 NAME = "fourier-digits"
 SECONDS = 60
@@ -119,25 +119,19 @@ def _networks(config: Config, seed: int, fit: Split, held: Split) -> dict[str, A
     }
 
 
-def middle(*rows: np.ndarray) -> Estimate:
-    """The median over seeds of a number for each seed, or of a difference of two."""
-    values = rows[0] - rows[1] if len(rows) > 1 else rows[0]
-    return estimate(lambda v: np.median(v, axis=-1), values)
-
-
 def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     """Differences are taken seed by seed, and their medians have bootstrap
     intervals.
     """
     hit = {name: ds[f"digits_attacked_{name}"].values for name in NETWORKS}
-    gain = middle(hit["stable"][:, AT], hit["plain"][:, AT])
-    clean = middle(hit["plain"][:, 0], hit["stable"][:, 0])
-    better = middle(hit["against"][:, AT], hit["stable"][:, AT])
-    lost = middle(hit["both"][:, AT], hit["against"][:, AT])
+    gain = bootstrap_median(hit["stable"][:, AT], hit["plain"][:, AT])
+    clean = bootstrap_median(hit["plain"][:, 0], hit["stable"][:, 0])
+    better = bootstrap_median(hit["against"][:, AT], hit["stable"][:, AT])
+    lost = bootstrap_median(hit["both"][:, AT], hit["against"][:, AT])
     held, tested = DATA["digits"][1][1], IMAGES - sum(DATA["digits"][1])
     most = config.budget + 2 * np.sqrt(0.09 / held + 0.09 / tested)
-    guess = middle(hit["random"][:, 0])
-    refit = middle(hit["refit"][:, AT], hit["stable"][:, AT])
+    guess = bootstrap_median(hit["random"][:, 0])
+    refit = bootstrap_median(hit["refit"][:, AT], hit["stable"][:, AT])
     return [
         claim(
             f"Digits: with {AT} flips stabilisation adds attacked accuracy",
@@ -205,8 +199,8 @@ def _cancer(ds: xr.Dataset, gain: Estimate) -> list[Claim]:
     """The data for which stabilisation proves more and protects no more."""
     hit = {name: ds[f"cancer_attacked_{name}"].values for name in NETWORKS}
     proved = {name: ds[f"cancer_certified_{name}"].values for name in NETWORKS}
-    change = middle(hit["stable"][:, AT], hit["plain"][:, AT])
-    rise = middle(proved["stable"][:, AT], proved["plain"][:, AT])
+    change = bootstrap_median(hit["stable"][:, AT], hit["plain"][:, AT])
+    rise = bootstrap_median(proved["stable"][:, AT], proved["plain"][:, AT])
     return [
         claim(
             f"Breast cancer, with {AT} flips: stabilisation adds no attacked accuracy",

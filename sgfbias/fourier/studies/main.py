@@ -34,7 +34,7 @@ from sgfbias.study import (
     source,
 )
 from sgfbias.study.plotting import COLOURS, Figure, finish, panels
-from sgfbias.study.statistics import Estimate, estimate
+from sgfbias.study.statistics import Estimate, bootstrap_median
 
 NAME = "fourier-stabilise"
 SECONDS = 60
@@ -173,23 +173,16 @@ def _frontier(out: Columns, net: Any, data: Any, config: Config) -> None:
     out.axes["choosing"], out.axes["clipping"] = np.arange(m + 1), np.asarray(f.levels[m + 1 :])
 
 
-def middle(*rows: np.ndarray) -> Estimate:
-    """The median over seeds of a number for each seed, or of a difference of two."""
-    return estimate(
-        lambda v: np.median(v, axis=-1), rows[0] - rows[1] if len(rows) > 1 else rows[0]
-    )
-
-
 def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     """Accuracies are those on test data. Differences are taken seed by seed, and
     their medians have bootstrap intervals.
     """
     attacked = {name: ds[f"attacked_{name}"].values for name in NETWORKS}
     certified = {name: ds[f"certified_{name}"].values for name in CERTIFIED}
-    clean = middle(attacked["plain"][:, 0], attacked["stable"][:, 0])
-    gain = middle(attacked["stable"][:, AT], attacked["plain"][:, AT])
-    proved = middle(certified["stable"][:, AT], certified["plain"][:, AT])
-    beats = middle(certified["stable"][:, AT], attacked["plain"][:, AT])
+    clean = bootstrap_median(attacked["plain"][:, 0], attacked["stable"][:, 0])
+    gain = bootstrap_median(attacked["stable"][:, AT], attacked["plain"][:, AT])
+    proved = bootstrap_median(certified["stable"][:, AT], certified["plain"][:, AT])
+    beats = bootstrap_median(certified["stable"][:, AT], attacked["plain"][:, AT])
     chosen = ds["chosen"].values
     return [
         claim(
@@ -249,7 +242,9 @@ def _bounds(
     kept = slice(0, TRUE + 1)
     below = min(float(np.min(attacked[name][:, kept] - truth[name])) for name in CERTIFIED)
     above = min(float(np.min(truth[name] - certified[name][:, kept])) for name in CERTIFIED)
-    gap = {name: middle(attacked[name][:, AT], certified[name][:, AT]) for name in CERTIFIED}
+    gap = {
+        name: bootstrap_median(attacked[name][:, AT], certified[name][:, AT]) for name in CERTIFIED
+    }
     return [
         claim(
             "The least accuracy, by exhaustive search, lies between the certificate and the "
@@ -277,9 +272,9 @@ def _controls(attacked: dict[str, np.ndarray], clean: Estimate, gain: Estimate) 
     """Other changes of the weights."""
     plain = attacked["plain"]
     two = np.max(np.abs(np.median(attacked["two"] - plain, axis=0)))
-    noise = middle(attacked["noise"][:, AT], plain[:, AT])
-    cost = middle(plain[:, 0], attacked["noise"][:, 0])
-    random = middle(attacked["random"][:, 0])
+    noise = bootstrap_median(attacked["noise"][:, AT], plain[:, AT])
+    cost = bootstrap_median(plain[:, 0], attacked["noise"][:, 0])
+    random = bootstrap_median(attacked["random"][:, 0])
     return [
         control(
             "stabilisation for p = 2, where flips are not what an attacker pays for, changes the "

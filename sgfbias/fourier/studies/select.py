@@ -30,7 +30,7 @@ from sgfbias.study import (
     source,
 )
 from sgfbias.study.plotting import COLOURS, Figure, finish, panels, ticks
-from sgfbias.study.statistics import Estimate, estimate, mean_t
+from sgfbias.study.statistics import bootstrap_median, mean_t
 
 NAME = "fourier-select"
 SECONDS = 60
@@ -173,18 +173,13 @@ def _clip(net: Any, subsets: Subsets, budget: float) -> tuple[Any, float, float]
     return stabilise(net, level=float(LEVELS[last])), np.nan, float(loss[last])
 
 
-def middle(values: np.ndarray) -> Estimate:
-    """The median over seeds, with its bootstrap interval."""
-    return estimate(lambda v: np.median(v, axis=-1), values)
-
-
 def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     """The objective of the rules is the sum of gains on validation data. What the
     choice does under attack only informs: there the rules differ little.
     """
     gain = {name: ds[f"{name}_gain"].values for name in (*RULES, "random")}
-    all_ = middle(ds["clean"].values[:, 0] - ds["clean"].values[:, 1])
-    share = [middle(row) for row in (gain["gmbc"] / gain["exact"]).T]
+    all_ = bootstrap_median(ds["clean"].values[:, 0] - ds["clean"].values[:, 1])
+    share = [bootstrap_median(row) for row in (gain["gmbc"] / gain["exact"]).T]
     ahead = mean_t((gain["gmbc"] - gain["gmb"]).mean(axis=1))
     above = min(float(np.min(gain["exact"] - gain[name])) for name in RULES)
     chance = mean_t((gain["gmbc"] - gain["random"]).mean(axis=1))
