@@ -13,7 +13,7 @@ from helpers import network, outside_row_space, rms, slope, small_problem
 
 import sgfbias as sgf
 from sgfbias.core.brownian import SAMPLING_STREAM
-from sgfbias.core.descent import sample_batch
+from sgfbias.core.sampling import sample_batch
 from sgfbias.diagonal.coordinates import DiagonalWeights
 from sgfbias.diagonal.potential import (
     bregman,

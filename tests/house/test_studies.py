@@ -159,3 +159,13 @@ def test_it_has_a_study_case(entry):
     assert len(found) == 1
     assert "mutations = " in found[0].read_text()
     assert entry.name in golden.STUDIES
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports each by its file name alone, so that one of two would not be collected."""
+    files = sorted(TESTS.glob("*/test_*.py"))
+    named = {file.name: [] for file in files}
+    for file in files:
+        named[file.name].append(str(file.relative_to(TESTS)))
+    assert len(files) > 20
+    assert [same for same in named.values() if len(same) > 1] == []
