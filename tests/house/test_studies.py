@@ -162,7 +162,7 @@ def test_it_has_a_study_case(entry):
 
 
 def test_no_two_test_files_have_one_name():
-    """pytest imports each by its file name alone, so that one of two would not be collected."""
+    """pytest imports a file by its name alone and would not collect a second one."""
     files = sorted(TESTS.glob("*/test_*.py"))
     named = {file.name: [] for file in files}
     for file in files:
