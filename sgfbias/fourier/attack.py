@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Num
 from sgfbias.core.checks import as_whole, shown
 from sgfbias.core.names import did_you_mean
 from sgfbias.fourier import climb
+from sgfbias.fourier.examples import accuracy, as_bits, as_labels
 from sgfbias.fourier.exhaust import MOST, exhaust, prefixes, sets
-from sgfbias.fourier.layers import Layers, accuracy, as_bits, as_labels, first_layer
+from sgfbias.fourier.layers import Layers, first_layer
 from sgfbias.fourier.moves import AbstractMoves, BitFlips
 from sgfbias.fourier.pgd import pgd
 from sgfbias.fourier.search import Search, in_parts

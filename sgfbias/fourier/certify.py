@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Num
 
 from sgfbias.fourier.activation import Activation
 from sgfbias.fourier.attack import prepare
-from sgfbias.fourier.layers import HIGHEST, Layers, accuracy, is_own
+from sgfbias.fourier.examples import accuracy, is_own
+from sgfbias.fourier.layers import HIGHEST, Layers
 from sgfbias.fourier.moves import AbstractMoves, BitFlips, Candidates
 from sgfbias.fourier.search import Search, in_parts
 

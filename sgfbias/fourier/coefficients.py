@@ -15,7 +15,8 @@ from jaxtyping import Array, ArrayLike, Float
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.names import did_you_mean
 from sgfbias.fourier.cube import BLOCK, cube_moments
-from sgfbias.fourier.layers import Activation, Layers, as_bits, first_layer
+from sgfbias.fourier.examples import as_bits
+from sgfbias.fourier.layers import Activation, Layers, first_layer
 from sgfbias.fourier.quadrature import tanh_moments
 
 Chowing = Literal["enumerate", "quadrature", "sample", "data"]

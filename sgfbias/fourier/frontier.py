@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float
 from sgfbias.core.checks import as_whole
 from sgfbias.fourier.attack import attack
 from sgfbias.fourier.certify import certify
-from sgfbias.fourier.layers import accuracy, as_bits, as_labels, first_layer, margin
+from sgfbias.fourier.examples import accuracy, as_bits, as_labels, margin
+from sgfbias.fourier.layers import first_layer
 from sgfbias.fourier.moves import AbstractMoves, BitFlips
 from sgfbias.fourier.neuron import Scale, clipped
 from sgfbias.fourier.selection import Subsets, gmbc_order, stabilised_subsets

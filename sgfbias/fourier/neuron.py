@@ -14,7 +14,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from sgfbias.core.checks import is_concrete
 from sgfbias.fourier import coefficients
-from sgfbias.fourier.layers import Layers, as_bits, first_layer
+from sgfbias.fourier.examples import as_bits
+from sgfbias.fourier.layers import Layers, first_layer
 
 Scale = Literal["linf", "l2"]
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from sgfbias.fourier.activation import pointwise
-from sgfbias.fourier.layers import HIGHEST, Layers, is_own, margin
+from sgfbias.fourier.examples import is_own, margin
+from sgfbias.fourier.layers import HIGHEST, Layers
 from sgfbias.fourier.moves import Candidates
 
 # Numbers that a search holds at a time: (examples) x (candidates) with one layer of

@@ -17,8 +17,9 @@ from sgfbias.core.checks import as_whole, is_concrete
 from sgfbias.core.names import did_you_mean
 from sgfbias.fourier.attack import attack
 from sgfbias.fourier.cube import BLOCK
-from sgfbias.fourier.layers import HIGHEST, Layers, as_bits, as_labels, check_classes, first_layer
-from sgfbias.fourier.layers import margin as margin_of
+from sgfbias.fourier.examples import as_bits, as_labels, check_classes
+from sgfbias.fourier.examples import margin as margin_of
+from sgfbias.fourier.layers import HIGHEST, Layers, first_layer
 from sgfbias.fourier.moves import AbstractMoves, BitFlips
 from sgfbias.fourier.neuron import Scale, stabilise
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sgfbias.fourier import layers
-from sgfbias.fourier.layers import as_bits, as_labels, check_classes, first_layer, margin
+from sgfbias.fourier.examples import accuracy, as_bits, as_labels, check_classes, margin
+from sgfbias.fourier.layers import first_layer
 
 D, KEY = 6, jax.random.key(3)
 
@@ -167,4 +167,4 @@ def test_margins():
         np.testing.assert_array_equal(found, [0.5, 0.25, -2.0])
     several = jnp.array([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0]])
     np.testing.assert_array_equal(margin(several, as_labels([1, 2], (2, 3))), [2.0, -2.0])
-    assert layers.accuracy(jnp.array([1.0, 0.0, -1.0, 2.0])) == 0.5
+    assert accuracy(jnp.array([1.0, 0.0, -1.0, 2.0])) == 0.5
