@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sgfbias.fourier.activation import Activation
 from sgfbias.fourier.examples import accuracy, as_bits, as_labels, check_classes, margin
 from sgfbias.fourier.layers import first_layer
 
@@ -79,7 +80,7 @@ def test_the_steps_after_the_layer_make_up_the_rest():
         through = z
         for step in cut.steps:
             through = (
-                step(through) if isinstance(step, layers.Activation) else jax.vmap(step)(through)
+                step(through) if isinstance(step, Activation) else jax.vmap(step)(through)
             )
         np.testing.assert_allclose(
             through.reshape(cut.outputs(z).shape), cut.outputs(z), atol=1e-14
