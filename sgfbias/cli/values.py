@@ -9,6 +9,8 @@ from typing import Any
 
 import tyro
 
+from sgfbias.core.checks import whole_number
+
 NAMES = {Path: "PATH", str: "NAME", int: "INT", float: "FLOAT"}
 
 
@@ -29,24 +31,6 @@ def registry() -> Any:
         )
 
     return rules
-
-
-def whole_number(word: str) -> int:
-    """The whole number that a word stands for, such as `100000` or `1e5`.
-
-    **Raises:** `ValueError` if it stands for none.
-    """
-    try:
-        return int(word)
-    except ValueError:
-        pass
-    try:
-        number = float(word)
-    except ValueError as error:
-        raise ValueError(f"{word!r} is not a whole number") from error
-    if not number.is_integer():
-        raise ValueError(f"{word} is not a whole number")
-    return int(number)
 
 
 def metavar(hint: Any) -> str | None:

@@ -30,8 +30,9 @@ PERTURBATION_STREAM = 0x50455254
 PART_STREAM = 0x7FFF0000
 
 
-def seeds(start: int, stop: int, *, root: int = 0) -> Array:
-    """The keys of the seeds `start, ..., stop - 1`.
+def seeds(start: int, stop: int | None = None, *, root: int = 0) -> Array:
+    """The keys of the seeds `start, ..., stop - 1`; as for `range`, `seeds(256)` means
+    `seeds(0, 256)`.
 
     The key of a seed is `fold_in(key(root), absolute index)`. Seed 17 therefore gives
     the same run whether it is asked for alone or among a million.
@@ -47,6 +48,7 @@ def seeds(start: int, stop: int, *, root: int = 0) -> Array:
     **Raises:** `ValueError` unless these are whole numbers, `0 <= start < stop <= 2^32`
     (beyond, the indices would repeat), and `root` has at most 32 bits.
     """
+    start, stop = (0, start) if stop is None else (start, stop)
     first = as_whole(start, "start", least=0, most=2**32 - 1)
     last = as_whole(stop, "stop", least=0, most=2**32)
     root = as_whole(root, "root", least=-(2**31), most=2**32 - 1)

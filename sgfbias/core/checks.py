@@ -234,6 +234,24 @@ def as_whole(value: Any, name: str, *, least: int = 1, most: int | None = None) 
     return number
 
 
+def whole_number(word: str) -> int:
+    """The whole number that a word stands for, such as `100000` or `1e5`.
+
+    **Raises:** `ValueError` if it stands for none.
+    """
+    try:
+        return int(word)
+    except ValueError:
+        pass
+    try:
+        number = float(word)
+    except ValueError as error:
+        raise ValueError(f"{word!r} is not a whole number") from error
+    if not number.is_integer():
+        raise ValueError(f"{word} is not a whole number")
+    return int(number)
+
+
 def check_finite(array: Any, name: str) -> None:
     """Refuse NaN and infinity, and report how many there are and where the first is."""
     if not is_concrete(array) or not jnp.issubdtype(array.dtype, jnp.inexact):

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from sgfbias.core.checks import whole_number
+
 SPACES: dict[str, Any] = {
     "linspace": np.linspace,
     "geomspace": np.geomspace,
@@ -211,8 +213,8 @@ def _literal(text: str) -> Any:
 
 
 def parse_range(value: Any, what: str = "seeds") -> tuple[int, int]:
-    """Read `(start, stop)` from `"0:512"`, from a number (of values from 0), a `range`
-    or a pair.
+    """Read `(start, stop)` from `"0:512"` or `"0:1e3"`, from a number (of values from
+    0), a `range` or a pair.
 
     `what` is the name of the argument in the error message.
 
@@ -220,7 +222,8 @@ def parse_range(value: Any, what: str = "seeds") -> tuple[int, int]:
     """
     try:
         if isinstance(value, str):
-            start, stop = map(int, value.split(":")) if ":" in value else (0, int(value))
+            ends = [whole_number(word) for word in value.split(":")]
+            start, stop = ends if len(ends) > 1 else (0, *ends)
         elif isinstance(value, int | np.integer) and not isinstance(value, bool):
             start, stop = 0, int(value)
         elif isinstance(value, range):

@@ -164,6 +164,7 @@ def test_ranges_are_read_as_they_were_written(start, count):
     ):
         assert parse_range(written) == (start, stop)
     assert parse_range(stop) == parse_range(str(stop)) == parse_range(np.int64(stop)) == (0, stop)
+    assert parse_range("1e2:1e3") == (100, 1000)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,8 @@ def test_ranges_are_read_as_they_were_written(start, count):
         None,
         range(0, 9, 2),
         (0, 2**33),
-        "0:1e3",
+        "0:1e-3",
+        "0:1.5",
         [1],
     ],
 )
