@@ -187,6 +187,7 @@ def test_selected_solution_against_sixty_digits(X, log_alpha):
     assert error < 100 * condition(X) * EPS
 
 
+@pytest.mark.slow
 def test_duplicated_columns_share_and_duplicated_rows_change_nothing():
     X, wide = np.random.default_rng(0).normal(size=(5, 20)), hilbert(5, 10)
     y = np.arange(5.0)
@@ -237,6 +238,7 @@ def test_what_has_no_solution_is_refused_also_if_an_enormous_beta_would_hide_it(
     assert not np.any(nothing.beta)
 
 
+@pytest.mark.slow
 def test_land_and_curve_agree_with_select_at_nearly_repeated_examples():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(10, 25))

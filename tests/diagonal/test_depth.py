@@ -29,6 +29,7 @@ def middle(problem, runs, depth=3):
     return jax.vmap(lambda one: sgf.select(problem, one, depth=depth).beta)(mean)
 
 
+@pytest.mark.slow
 def test_depth_three_ends_where_the_programme_says_as_dt_falls():
     """The runs are in weights, where nothing of the statement holds by construction. As
     a control, with one effective initialisation instead of two the gap does not fall.
@@ -236,6 +237,7 @@ def test_certificate_at_depth(depth, alpha):
         np.testing.assert_allclose(jnp.sum(jnp.abs(found.beta)), jnp.sum(jnp.abs(l1)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_deep_programme_is_the_minimum_of_its_potential():
     """phi at the solution is below phi at feasible neighbours, the gradient of phi is
     h^{-1}, and the implicit derivative agrees with differences.

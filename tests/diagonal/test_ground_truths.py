@@ -169,6 +169,7 @@ def test_g5_theorem_1_at_the_limit(coordinates):
     )
 
 
+@pytest.mark.slow
 def test_g5_theorem_1_in_weights_falls_with_dt():
     problem, net, widths, gamma = small_problem(), network(0.2), (1, 1 / 4, 1 / 16), 0.05
     gaps = []
@@ -233,6 +234,7 @@ def test_g8_small_alpha_selects_minimum_l1(noise):
         assert -1e-9 <= excess(alpha) <= c / np.log(1 / alpha) + 1e-9
 
 
+@pytest.mark.slow
 def test_g9_strong_order_of_euler():
     problem, net, widths = small_problem(), network(), (4, 2, 1, 1 / 2, 1 / 4)
     *runs, reference = ladder(problem, net, (*widths, 1 / 32), coordinates="mirror")
@@ -240,6 +242,7 @@ def test_g9_strong_order_of_euler():
     assert slope(widths, errors) > 0.4
 
 
+@pytest.mark.slow
 def test_g9_weak_order_of_euler():
     """The mean of a smooth observable has order 1, by differences on coupled paths."""
     problem, net, widths = small_problem(), network(), (8, 4, 2)
@@ -277,6 +280,7 @@ def test_g10_landing():
     assert np.median(distance(corrected.beta)) < np.median(distance(landed.beta)) / 5
 
 
+@pytest.mark.slow
 def test_g11_isotropic_noise_breaks_stationarity_and_the_others_do_not():
     problem, net = small_problem(), network()
 

@@ -68,6 +68,7 @@ def test_gradient_flow_lies_within(found):
     )
 
 
+@pytest.mark.slow
 def test_runs_far_above_the_guaranteed_step_size_are_within_the_bounds(found):
     flow = sgf.StochasticGradientFlow(1000 * float(found.step_size))
     runs = sgf.simulate(
@@ -96,6 +97,7 @@ def test_alpha_may_be_a_vector_and_very_small():
     assert np.isfinite(float(tiny.integral[0]))
 
 
+@pytest.mark.slow
 def test_it_is_differentiable_in_alpha_and_with_an_interpolator_in_the_targets():
     def width(log_alpha):
         start = sgf.DiagonalNetwork.init(log_alpha=log_alpha, d=40)

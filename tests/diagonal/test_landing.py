@@ -191,6 +191,7 @@ def test_the_equation_holds_for_iterations_of_the_linear_recursion():
     assert np.all(shrinkage(X, alone, given)[:3] < predicted[:3] - 10 * error)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_moments_are_exact():
     X, A, r = metric(9)
 
@@ -275,6 +276,7 @@ def test_the_limit_of_each_seed_is_known_early(name):
     assert abs(moved.mean() - predicted.mean()) < 4 * scatter + 0.02 * abs(moved.mean())
 
 
+@pytest.mark.slow
 def test_controls_of_the_correction():
     """Without the feedback of the noise, or by the law of another noise, the rest is
     wrong by much more than it is off.
@@ -293,6 +295,7 @@ def test_controls_of_the_correction():
     assert np.max(off[0]) < 0.1 < 3 * np.max(off[0]) < np.max(off[1]), off
 
 
+@pytest.mark.slow
 def test_beyond_mean_square_stability_the_present_law_is_landed_on_and_the_radius_is_told():
     dynamics = sgf.StochasticGradientFlow(0.8, sgf.PerSampleNoise(), per_iteration=64)
     runs = sgf.simulate(dynamics, NETWORK, PROBLEM, keys=KEYS, steps=40)
@@ -304,6 +307,7 @@ def test_beyond_mean_square_stability_the_present_law_is_landed_on_and_the_radiu
     np.testing.assert_array_equal(landed.log_alpha[kept], runs.final["log_alpha"][kept])
 
 
+@pytest.mark.slow
 def test_a_landed_seed_does_not_depend_on_its_company():
     dynamics = DYNAMICS["SGD"]
     runs = sgf.simulate(dynamics, NETWORK, PROBLEM, keys=KEYS, steps=600)
@@ -487,6 +491,7 @@ def test_the_estimate_covers_on_other_problems(case):
     assert tried
 
 
+@pytest.mark.slow
 def test_the_expected_fall_is_what_landing_adds_and_without_feedback_it_is_less():
     runs = sgf.simulate(DYNAMICS["SGD"], NETWORK, PROBLEM, keys=KEYS, steps=600)
     landed, raw = sgf.land(runs), sgf.land(runs, correct=False)

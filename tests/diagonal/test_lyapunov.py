@@ -34,6 +34,7 @@ def paths():
     return {c: [at(c, k) for k in (1, 4, 16)] for c in ("mirror", "log", "weights")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coordinates", ["mirror", "log", "weights"])
 def test_the_gap_falls_with_the_step(paths, coordinates):
     """In the mean at first order, on single paths at the strong order of Euler's
@@ -87,6 +88,7 @@ def _xi(w):
     return w.xi
 
 
+@pytest.mark.slow
 def test_the_run_is_the_same_with_and_without_sums():
     plain = run(record=sgf.Record(["beta"], 9))
     summed = run(record=sgf.Record(["beta"], 9, True))
@@ -107,6 +109,7 @@ def test_other_noise_has_its_own_identity(noise):
     assert gaps[1] < gaps[0] / 3
 
 
+@pytest.mark.slow
 def test_in_single_precision_and_at_another_loss_scale(paths):
     with jax.enable_x64(False):
         data = np.asarray(PROBLEM.X, np.float32), np.asarray(PROBLEM.y, np.float32)

@@ -107,6 +107,7 @@ def test_response_is_the_derivative_of_the_programme():
     close(response_many(problem, log_alpha[None]).jacobian[0], at.jacobian)
 
 
+@pytest.mark.slow
 def test_the_balance_is_what_small_isotropic_noise_does_to_the_mean_error():
     """Each coordinate of the offset is normal with variance `16 gamma sigma^2 int L`,
     and alpha shrinks. The mean over the offset is a quadrature with one pair of points

@@ -74,6 +74,7 @@ def test_no_effect_does_not_pass_for_a_small_printed_ratio():
     assert common.printed("", "", said=1.0, sample=1.2 * one, ours="").verdict == "holds"
 
 
+@pytest.mark.slow
 def test_the_laws_predict_the_ends_of_runs_with_little_noise():
     """At a small step size the ratios of the errors are those that the laws predict."""
     config = fig3.Config(n=10, d=20, sparsity=2, alpha=0.1, step_size=0.02, steps=20_000, seeds=32)

@@ -91,6 +91,7 @@ def test_vmap_select_and_tiles_agree():
     np.testing.assert_array_equal(select_many(problem, log_alpha[5:6]).beta[0], tiled.beta[5])
 
 
+@pytest.mark.slow
 def test_implicit_derivative_first_and_second_order():
     problem, direction = small_problem(), jnp.linspace(-1.0, 1.0, 25)
 
@@ -109,6 +110,7 @@ def test_implicit_derivative_first_and_second_order():
     np.testing.assert_allclose(jax.grad(outcome, argnums=1)(0.0, 0.0), by_offset, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gradient_flow_lands_where_the_programme_says():
     problem, net = small_problem(), network(0.2)
     runs = sgf.simulate(sgf.GradientFlow(), net, problem, t1=3000.0)
@@ -170,6 +172,7 @@ def build(shape, seed, decades, repeat, density):
     return sgf.SparseRegression(X, X @ beta, beta)
 
 
+@pytest.mark.slow
 @hypothesis.given(alpha=st.sampled_from([1e2, 1.0, 1e-1, 1e-3, 1e-8]), **CASES)
 @hypothesis.settings(max_examples=16)
 def test_selection_properties(alpha, **case):
@@ -187,6 +190,7 @@ def test_selection_properties(alpha, **case):
 NOISES = [sgf.MeanLossNoise(), sgf.MinibatchNoise(1)]
 
 
+@pytest.mark.slow
 @hypothesis.given(noise=st.sampled_from(NOISES), **{**CASES, "shape": st.just((3, 9))})
 @hypothesis.settings(max_examples=5)
 def test_flow_invariants_on_any_problem(noise, **case):
@@ -261,6 +265,7 @@ def test_beta_and_xi_are_hyperbolic_to_a_few_units_of_rounding_at_any_size_and_a
             assert (np.abs(found[below]) < tiny).all()
 
 
+@pytest.mark.slow
 def test_on_the_fibre_of_a_run_that_has_hardly_begun():
     # Most coordinates of beta are close to 0, so the dual is almost flat in most
     # directions and full Newton steps overflow.
@@ -283,6 +288,7 @@ def test_on_the_fibre_of_a_run_that_has_hardly_begun():
     np.testing.assert_allclose(found.beta, runs.final["beta"], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_from_a_solution_nearby_it_is_the_same_in_a_few_steps():
     problem = small_problem()
     log_alpha = jnp.log(0.2) - 0.3 * jax.random.uniform(jax.random.key(2), (3, problem.d))
@@ -306,6 +312,7 @@ def test_from_a_solution_nearby_it_is_the_same_in_a_few_steps():
     np.testing.assert_allclose(lost.beta, cold.beta, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_landing_is_the_programme_solved_afresh_whoever_lands_beside():
     """Seeds start from points on their common curve, and need a few cheap steps instead
     of a whole continuation to reach the same solution. The result of a seed is the same

@@ -118,10 +118,12 @@ def landed(h, key):
     return sgf.land(runs).validation_error
 
 
+@pytest.mark.slow
 def test_the_landed_solution_is_differentiated_through_its_program():
     check(landed, {"log_alpha": np.full(25, -2.0), "gamma": 0.05})
 
 
+@pytest.mark.slow
 def test_second_derivatives_and_fixed_time():
     """A second derivative agrees with a difference of gradients. With a separate `dt`,
     the step size only scales the noise.
@@ -147,6 +149,7 @@ def test_second_derivatives_and_fixed_time():
     assert abs(float(slope(*at)[1])) > 1e-3, "the two derivatives differ"
 
 
+@pytest.mark.slow
 def test_a_step_size_is_differentiated_at_fixed_steps_or_at_fixed_time():
     """Gradient descent with one weight, w <- (1 - a gamma) w, has closed forms: after
     20 steps of 0.04, and at time 0.79 with a shorter last step.
@@ -268,6 +271,7 @@ def test_a_gradient_that_one_seed_dominates_is_warned_of():
     ).dominated, "control"
 
 
+@pytest.mark.slow
 def test_a_tangent_that_outgrew_all_others_is_warned_of():
     """With one weight, the tangent in the start is the product of the factors
     |1 - gamma x_i^2 / 2| of the drawn examples. At gamma = 1 they range from 1 to 31,
@@ -340,6 +344,7 @@ START = {"a": np.array([0.1, 0.1]), "b": 0.0}
 LIMITS = {"a": (1e-3, 1.0), "b": None}
 
 
+@pytest.mark.slow
 def test_tune_finds_a_minimum_within_bounds():
     keys = sgf.seeds(0, 50)
     found = sgf.tune(
