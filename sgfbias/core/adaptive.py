@@ -38,13 +38,25 @@ def _solve(run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjo
     """The Diffrax solution: observables at `times`, and the state at the end."""
     flow, problem, observe = run.dynamics, run.problem, run.observe
     assert isinstance(flow, AbstractDeterministicFlow)
-    y0 = (run.coordinates.encode(run.network), jnp.zeros((), problem.dtype))
+    zero: Any = jnp.zeros((), problem.dtype)
+    terms = flow.build(
+        run.coordinates,
+        problem,
+        run.coordinates.encode(run.network),
+        None,
+        jnp.int32(0),
+        run.solver,
+    )
+    if run.along is not None:
+        terms = run.along.joined(terms, run.coordinates, None, jnp.int32(0), problem.dtype)
+        zero = run.along.start(run.coordinates, run.network, zero)
+    y0 = (run.coordinates.encode(run.network), zero)
     rtol, atol = flow.tolerances(problem.dtype)
     event = (
         None if stop is None else dfx.Event(lambda t, y, args, **kwargs: observe(y)["loss"] <= stop)
     )
     return dfx.diffeqsolve(
-        flow.build(run.coordinates, problem, y0[0], None, jnp.int32(0), run.solver),
+        terms,
         run.solver,
         t0=jnp.zeros((), problem.dtype),
         t1=times[-1],

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.along import Along
 from sgfbias.core.cached import cached
 from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.coordinates import AbstractCoordinates
@@ -59,6 +60,8 @@ class Engine(eqx.Module):
     how: Steady | None = eqx.field(static=True, default=None)
     # The transpose of the inputs as a matrix of its own, for faster products.
     transposed: Array | None = None
+    # What is added up along the run besides the loss.
+    along: Along | None = None
 
     def transpose(self) -> tuple[Any, Any] | None:
         """The inputs and their transpose, if there is one."""
@@ -79,24 +82,30 @@ class Engine(eqx.Module):
         A state is `((position, integral), solver state, moving, stopped)`: whether the
         seed still moves, and the step at which it was frozen, or -1.
         """
-        y = (
-            self.coordinates.encode(network),
-            jnp.zeros(self.dynamics.integral_shape(self.problem.n), self.problem.dtype),
-        )
-        terms = self.dynamics.build(
-            self.coordinates, self.problem, y[0], key, jnp.int32(0), self.solver
-        )
+        total: Any = jnp.zeros(self.dynamics.integral_shape(self.problem.n), self.problem.dtype)
+        if self.along is not None:
+            total = self.along.start(self.coordinates, network, total)
+        y = (self.coordinates.encode(network), total)
+        terms = self._terms(y[0], key, jnp.int32(0))
         zero = jnp.zeros((), self.problem.dtype)
         return y, self.solver.init(terms, zero, zero + 1, y, None), jnp.asarray(True), jnp.int32(-1)
+
+    def _terms(self, position: Any, key: Array | None, offset: Array) -> Any:
+        """The terms of the run, with solver time 0 at the absolute step `offset`."""
+        terms = self.dynamics.build(
+            self.coordinates, self.problem, position, key, offset, self.solver
+        )
+        if self.along is None:
+            return terms
+        clock = self.dynamics.clock
+        return self.along.joined(terms, self.coordinates, clock, offset, self.problem.dtype)
 
     def step(self, network: Any, key: Array) -> Any:
         """One step and its observables, traced only to see which primitives a chunk
         uses.
         """
         y, solver_state, *_ = self.start(network, key)
-        terms = self.dynamics.build(
-            self.coordinates, self.problem, y[0], key, jnp.int32(0), self.solver
-        )
+        terms = self._terms(y[0], key, jnp.int32(0))
         zero = jnp.zeros((), self.problem.dtype)
         new = self.solver.step(terms, zero, zero + 1, y, None, solver_state, jnp.asarray(False))
         return new[0], self.observe(y)
@@ -140,9 +149,7 @@ class Engine(eqx.Module):
         """A function that takes the state `now` and k, and returns the state after step
         `start + k`.
         """
-        terms = self.dynamics.build(
-            self.coordinates, self.problem, state[0][0], key, start, self.solver
-        )
+        terms = self._terms(state[0][0], key, start)
 
         def take(now: Any, k: Array) -> Any:
             k = jnp.asarray(k, jnp.int32)  # a Python number under jax.disable_jit

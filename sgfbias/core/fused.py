@@ -60,6 +60,8 @@ def choose_fused(
         found: AbstractFused | str = "the kernel is for stochastic flows with concrete keys"
     elif not plain:
         found = "the run is being traced or differentiated, and the kernel has no derivative"
+    elif run.along is not None:
+        found = "`integrals` and `sums` are recorded, which the kernel does not add up"
     elif own_starts:
         found = "every seed has a start of its own, but the kernel takes one start for all seeds"
     else:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sgfbias.core.along import loss_integral, own_totals
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.problem import Problem
 from sgfbias.core.products import Steady
@@ -19,7 +20,8 @@ from sgfbias.core.tiles import map_groups, map_seeds
 class Observe(eqx.Module):
     """Computes the observables of a state `(position, integral)`.
 
-    They are the loss, the loss integral, and `functions` of the network by name.
+    They are the loss, the loss integral, other totals of the run, and `functions` of
+    the network by name.
     """
 
     coordinates: AbstractCoordinates
@@ -33,13 +35,15 @@ class Observe(eqx.Module):
         return Observe(coordinates, self.problem, self.functions, self.last)
 
     def __call__(self, state: Any) -> dict[str, Array]:
-        position, integral = state
+        position, totals = state
+        integral = loss_integral(totals)
         network = self.coordinates.decode(position)
         outputs = self.coordinates.linearise(position, self.problem.inputs)[0]
         loss = jnp.mean(self.problem.loss(outputs, self.problem.targets))
         values = {"loss": loss, "loss_integral": jnp.mean(integral)}
         if integral.ndim and self.last:
             values["example_integral"] = integral
+        values |= own_totals(totals)
         return values | {name: jnp.asarray(f(network)) for name, f in self.functions.items()}
 
 
@@ -69,7 +73,9 @@ def finish_one(finish: Observe, y: Any) -> Any:
     """The values of one state at the end, its network, and whether it is finite."""
     # Only arrays can be the result of a map, and a model also has functions.
     network = eqx.filter(finish.coordinates.decode(y[0]), eqx.is_array)
-    return finish(y), jax.tree.map(key_words, network), all_finite(y)
+    # What the user adds up says nothing about how a seed ended.
+    finite = all_finite((y[0], loss_integral(y[1])))
+    return finish(y), jax.tree.map(key_words, network), finite
 
 
 @eqx.filter_jit

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.along import Along
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_float_array, as_whole
+from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.names import did_you_mean
 from sgfbias.core.network import always_recorded, declares
 
@@ -48,11 +50,23 @@ class Record(NamedTuple):
     - `path_sums`: whether to sum along every path, step by step, what
       `lyapunov_identity` needs, and to record it besides. Only for a `DiagonalNetwork`
       under a first-order stochastic flow.
+    - `integrals`: a mapping from names to functions f(network). Each is integrated over
+      flow time with the run, as `loss_integral` is: by the solver of a flow, and step
+      size times value at the start of each iteration of an algorithm. Values are real
+      numbers or arrays of them. An adaptive solver controls their error too.
+    - `sums`: a mapping from names to functions f(network, change), added up over the
+      iterations of a discrete algorithm. `network` is the network before an iteration,
+      and `change` is what the iteration adds to its trainable parameters: the network
+      with None in place of what does not move. If the network declares coordinates of
+      its own, `change` is in these: a `DiagonalNetwork` has a dictionary of `plus` and
+      `minus`.
     """
 
     observables: Mapping[str, Callable[[Any], Array] | None] | Sequence[str] | None = None
     times: int | Any = 200
     path_sums: bool = False
+    integrals: Mapping[str, Callable[[Any], Any]] | None = None
+    sums: Mapping[str, Callable[[Any, Any], Any]] | None = None
 
 
 def as_record(record: Any) -> Record:
@@ -139,17 +153,74 @@ def choose_observables(
     return series, finals
 
 
+def choose_along(
+    record: Record,
+    network: Any,
+    problem: Any,
+    dynamics: Any,
+    coordinates: AbstractCoordinates,
+    observables: Mapping[str, Callable],
+) -> Along | None:
+    """The integrals and sums to record, or None if there are none.
+
+    `observables` are the functions that are recorded besides.
+
+    **Raises:** `ValueError` for what is no mapping from names to functions, for names
+    that stand for something else, for sums along a flow, and for values that are no
+    real numbers.
+    """
+    given = {"integrals": record.integrals, "sums": record.sums}
+    for option, functions in given.items():
+        if functions is None:
+            continue
+        if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
+            takes = "the network" if option == "integrals" else "the network and its change"
+            raise ValueError(
+                f"`{option}` of Record must map names to functions of {takes}, but is "
+                f"{functions!r}: {option}={{'name': f}}"
+            )
+    integrals, sums = dict(record.integrals or {}), dict(record.sums or {})
+    if sums and dynamics.is_flow:
+        raise ValueError(
+            f"`sums` of Record are added up over the iterations of an algorithm, but "
+            f"{type(dynamics).__name__} is a flow, which has none: record the integral over flow "
+            "time, integrals={name: f(network)}, or run a discrete algorithm"
+        )
+    both = sorted(map(str, integrals.keys() & sums.keys()))
+    if both:
+        raise ValueError(f"{both[0]!r} is the name of an integral and of a sum: give two names")
+    if not integrals and not sums:
+        return None
+    names = {**observables, **integrals, **sums}
+    for name in {**integrals, **sums}:
+        _check_name(
+            name, observables, names, own=True, kind="integral" if name in integrals else "sum"
+        )
+    for name in observables:
+        _check_name(name, {}, names)
+    found = Along(integrals, sums)
+    values = found.shapes(coordinates, network)
+    _check_dimensions({**shapes_of(_values, observables, network), **values}, network, problem)
+    return found
+
+
 def _check_name(
-    name: Any, declared: Mapping[str, Callable], names: Mapping[str, Any], *, own: bool = False
+    name: Any,
+    declared: Mapping[str, Callable],
+    names: Mapping[str, Any],
+    *,
+    own: bool = False,
+    kind: str = "observable",
 ) -> None:
     """Refuse a name of an observable that stands for something else already.
 
     `names` has all names. With `own` the name is that of a function in `record`, and
-    not of a declared one.
+    not of a declared one. `kind` says what the name is of.
     """
     if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(
-            f"an observable's name must be a non-empty text without '/', but is {name!r}"
+            f"{'a' if kind == 'sum' else 'an'} {kind}'s name must be a non-empty text without "
+            f"'/', but is {name!r}"
         )
     ended = name.removeprefix("final_")
     if name in BUILT_IN:
@@ -158,11 +229,13 @@ def _check_name(
         what = f"is the name of {TAKEN[name]} in to_xarray()"
     elif ended != name and (ended in BUILT_IN or ended in TAKEN or ended in names):
         what = f"is the name of the last {ended!r} in to_xarray()"
+    elif own and name in declared and kind != "observable":
+        what = "is the name of an observable of this run"
     elif own and name in declared:
         what = f"is declared by the network or the problem; record={{{name!r}: None}} records it"
     else:
         return
-    raise ValueError(f"the observable {name!r} needs another name, because that {what}")
+    raise ValueError(f"the {kind} {name!r} needs another name, because that {what}")
 
 
 def _check_dimensions(values: Mapping[str, Any], network: Any, problem: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import diffrax as dfx
 from jaxtyping import Array
 
+from sgfbias.core.along import Along
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.observe import Observe
@@ -25,6 +26,7 @@ class Run(NamedTuple):
     - `times`: the number or the array of times to record, as the user gave it.
     - `stop`: the loss at which a seed is frozen, or None.
     - `exact`: whether the digits of a seed may not depend on the number of seeds.
+    - `along`: the integrals and sums to record, or None.
     """
 
     dynamics: AbstractDynamics
@@ -38,6 +40,7 @@ class Run(NamedTuple):
     times: Any
     stop: float | None
     exact: bool = True
+    along: Along | None = None
 
 
 class Raw(NamedTuple):

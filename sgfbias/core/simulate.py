@@ -29,7 +29,7 @@ from sgfbias.core.network import AbstractNetwork, with_path_sums
 from sgfbias.core.observe import Observe, keys_again
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import reporter
-from sgfbias.core.record import as_record, choose_observables
+from sgfbias.core.record import as_record, choose_along, choose_observables
 from sgfbias.core.run import Raw, Run
 from sgfbias.core.stale import drop_stale_programs
 from sgfbias.core.starts import Drawn, Stacked, Starts, starts_of
@@ -115,7 +115,8 @@ def simulate(
     other seeds are unaffected.
     """
     record = as_record(record)
-    drop_stale_programs(dynamics, network, problem, record.observables, trainable)
+    recorded = (record.observables, record.integrals, record.sums)
+    drop_stale_programs(dynamics, network, problem, recorded, trainable)
     if not isinstance(dynamics, AbstractDynamics):
         raise ValueError(
             "`dynamics` must be a flow or an algorithm, e.g. StochasticGradientFlow(0.05), but "
@@ -181,11 +182,23 @@ def simulate(
     least = problem.least_loss(network)
     tolerance = converged_below(problem, least, stop)
     series, finals = choose_observables(record, network, problem)
+    along = choose_along(record, network, problem, dynamics, moving, finals)
     observe, finish = Observe(moving, problem, series), Observe(moving, problem, finals, last=True)
 
     clock = dynamics.clock
     run = Run(
-        dynamics, moving, network, problem, solver, observe, finish, keys, record.times, stop, exact
+        dynamics,
+        moving,
+        network,
+        problem,
+        solver,
+        observe,
+        finish,
+        keys,
+        record.times,
+        stop,
+        exact,
+        along,
     )
     coordinates_of = (
         None

@@ -90,6 +90,7 @@ def run_stepped(
         kernel,
         group,
         coordinates_of,
+        along=run.along,
     )
     size = largest
     if kernel is not None:

@@ -5,9 +5,11 @@ scale or step size, at one level of the loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sgfbias.core.brownian import seeds as seeds_of
@@ -17,6 +19,7 @@ from sgfbias.core.problem import Problem
 from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
 from sgfbias.core.types import Dataset
+from sgfbias.lazy.kept import Kept
 from sgfbias.lazy.probe import measure
 from sgfbias.study.statistics import LEVEL, Estimate
 
@@ -102,6 +105,7 @@ def scaling(
     stop: Any = 0.1,
     steps: Any = 10_000,
     trainable: Any = None,
+    store: str | Path | None = None,
 ) -> Scaling:
     """Train networks at several values of one variable to one loss, and fit a power law
     to every quantity of `measure`.
@@ -119,27 +123,29 @@ def scaling(
       step at first, and then after numbers of steps whose ratio is less than 1.02.
     - `steps`: the largest number of steps of a run.
     - `trainable`: which arrays are parameters, as in `simulate`.
+    - `store`: a folder in which every run that is done is kept, made if it does not
+      exist. A call that was interrupted continues there and gives the same numbers,
+      and so does one with more values or seeds. A run is taken over only if all that it
+      is made of is the same: its network, the problem, the algorithm, `stop`, `steps`
+      and `trainable`.
 
     **Returns:** a `Scaling`, whose `slopes` has an `Estimate` for every quantity.
 
     **Raises:** `ValueError` for a grid of several variables, fewer than two values or
-    seeds, and for what `simulate` refuses.
+    seeds, for what `simulate` refuses, and with a store for functions whose content
+    cannot be told. `StoreError` for a folder that holds something else or cannot be
+    written.
     """
     name, values = _variable(grid)
+    kept = None if store is None else Kept(store)
     count = as_whole(seeds, "seeds", least=2)
     stop, steps = as_float(stop, "stop"), as_whole(steps, "steps", least=2)
     found: dict[str, np.ndarray] = {}
     for k, given in enumerate(grid[name]):
         for s, key in enumerate(seeds_of(0, count)):
-            row = _trained(
-                make(given, key),
-                problem,
-                rule(given),
-                key,
-                stop=stop,
-                steps=steps,
-                trainable=trainable,
-            )
+            network, algorithm = make(given, key), rule(given)
+            options = {"stop": stop, "steps": steps, "trainable": trainable}
+            row = _kept(kept, network, problem, algorithm, key, options)
             for quantity, number in row.items():
                 cells = found.setdefault(quantity, np.full((len(values), count), np.nan))
                 cells[k, s] = number
@@ -160,6 +166,26 @@ def _variable(grid: Mapping[str, Sequence[Any]]) -> tuple[str, np.ndarray]:
         )
     check_positive(values, name)
     return str(name), values
+
+
+def _kept(
+    kept: Kept | None,
+    network: Any,
+    problem: Problem,
+    rule: Any,
+    key: Any,
+    options: dict[str, Any],
+) -> dict[str, float]:
+    """The quantities of one network: from the store, or by training it."""
+    if kept is None:
+        return _trained(network, problem, rule, key, **options)
+    precision = str(jnp.result_type(float))
+    name = kept.name(network, problem, rule, jax.random.key_data(key), options, precision)
+    row = kept.read(name)
+    if row is None:
+        row = _trained(network, problem, rule, key, **options)
+        kept.write(name, row)
+    return row
 
 
 def _trained(

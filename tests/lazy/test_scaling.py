@@ -2,6 +2,8 @@
 scale.
 """
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,10 @@ import scipy.stats
 
 import sgfbias as sgf
 from sgfbias import lazy
+from sgfbias.ensemble.disk import StoreError
 from sgfbias.lazy.scaling import Scaling
+
+scaling_module = sys.modules["sgfbias.lazy.scaling"]
 
 KEY = jax.random.key(1)
 
@@ -111,3 +116,55 @@ def test_a_random_algorithm(problem):
     )
     assert found.quantities["distance"].shape == (2, 2)
     assert found.lost == 0
+
+
+def test_a_store_continues_what_was_interrupted(problem, tmp_path, monkeypatch):
+    """An interrupted call leaves the runs that it has done. The next one trains the
+    others only, and gives the numbers of a call without interruption.
+    """
+    grid, options = {"alpha": [16.0, 64.0]}, {"seeds": 2, "stop": 0.4, "steps": 400}
+    whole = lazy.scaling(make, grid, problem, rule, **options)
+    trained = scaling_module._trained
+    counts = []
+
+    def until(most):
+        def one(*args, **kwargs):
+            if len(counts) == most:
+                raise KeyboardInterrupt
+            counts.append(1)
+            return trained(*args, **kwargs)
+
+        return one
+
+    store = tmp_path / "store"
+    monkeypatch.setattr(scaling_module, "_trained", until(3))
+    with pytest.raises(KeyboardInterrupt):
+        lazy.scaling(make, grid, problem, rule, store=store, **options)
+    assert len(list(store.iterdir())) == 3 + 1
+    damaged = next(f for f in store.iterdir() if f.name != "scaling.json")
+    damaged.write_text(damaged.read_text()[:-5])
+    counts.clear()
+    monkeypatch.setattr(scaling_module, "_trained", until(2))
+    found = lazy.scaling(make, grid, problem, rule, store=store, **options)
+    assert len(counts) == 2
+    for name, rows in whole.quantities.items():
+        np.testing.assert_array_equal(found.quantities[name], rows)
+    # Nothing is trained again, and everything is if the loss or the algorithm changes.
+    monkeypatch.setattr(scaling_module, "_trained", until(2))
+    lazy.scaling(make, grid, problem, rule, store=store, **options)
+    for change in ({"stop": 0.3}, {"steps": 399}):
+        counts.clear()
+        monkeypatch.setattr(scaling_module, "_trained", until(0))
+        with pytest.raises(KeyboardInterrupt):
+            lazy.scaling(make, grid, problem, rule, store=store, **(options | change))
+    with pytest.raises(KeyboardInterrupt):
+        slower = lambda alpha: sgf.GradientDescent(0.4 / alpha**2)  # noqa: E731
+        lazy.scaling(make, grid, problem, slower, store=store, **options)
+
+
+def test_a_store_is_a_folder_of_its_own(problem, tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(StoreError, match="holds something else than runs of `scaling`"):
+        lazy.scaling(make, {"alpha": [1.0, 2.0]}, problem, rule, store=tmp_path)
+    with pytest.raises(StoreError, match="holds something else"):
+        lazy.scaling(make, {"alpha": [1.0, 2.0]}, problem, rule, store=tmp_path / "thesis.txt")
