@@ -42,7 +42,7 @@ class Record(NamedTuple):
     - `observables`: None for every declared observable that is a scalar; or a sequence
       of declared names; or a mapping from names to functions of the network, in which
       None stands for the declared observable of that name. `loss` and `loss_integral`
-      are always recorded.
+      are always recorded, and `penalty` if the problem has one.
     - `times`: a whole number >= 2 of log-spaced times, which include 0 and the end; or
       an increasing array of flow times. Default 200.
     - `path_sums`: whether to sum along every path, step by step, what
@@ -99,8 +99,9 @@ def choose_observables(
     name that the engine, the network or the problem uses for something else.
     """
     declared = declared_observables(network, problem)
+    built_in = BUILT_IN if problem.penalty is None else (*BUILT_IN, "penalty")
     for name in declared:
-        _check_name(name, declared, declared)
+        _check_name(name, declared, declared, built_in)
     if record.observables is None:
         values = shapes_of(_values, declared, network)
         _check_dimensions(values, network, problem)
@@ -116,13 +117,13 @@ def choose_observables(
     asked = {**dict.fromkeys(always_recorded(network)), **asked}
     series: dict[str, Callable] = {}
     for name, function in asked.items():
-        if name in BUILT_IN and function is None:
+        if name in built_in and function is None:
             continue
         if function is None and name not in declared:
-            known = ", ".join([*BUILT_IN, *declared])
+            known = ", ".join([*built_in, *declared])
             raise ValueError(
                 f"no observable called {name!r} here; "
-                f"{did_you_mean(str(name), [*BUILT_IN, *declared])}there are {known}; or give a "
+                f"{did_you_mean(str(name), [*built_in, *declared])}there are {known}; or give a "
                 f"function f of the network: record={{{name!r}: f}}"
             )
         chosen: Any = declared[name] if function is None else function
@@ -132,7 +133,7 @@ def choose_observables(
                 f"{type(chosen).__name__}"
             )
         if chosen is not declared.get(name):
-            _check_name(name, declared, {**declared, **asked}, own=True)
+            _check_name(name, declared, {**declared, **asked}, built_in, own=True)
         series[name] = chosen
     finals = {**declared, **series}
     _check_dimensions(shapes_of(_values, finals, network), network, problem)
@@ -140,23 +141,28 @@ def choose_observables(
 
 
 def _check_name(
-    name: Any, declared: Mapping[str, Callable], names: Mapping[str, Any], *, own: bool = False
+    name: Any,
+    declared: Mapping[str, Callable],
+    names: Mapping[str, Any],
+    built_in: Sequence[str],
+    *,
+    own: bool = False,
 ) -> None:
     """Refuse a name of an observable that stands for something else already.
 
-    `names` has all names. With `own` the name is that of a function in `record`, and
-    not of a declared one.
+    `names` has all names, and `built_in` those that the engine records. With `own` the
+    name is that of a function in `record`, and not of a declared one.
     """
     if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(
             f"an observable's name must be a non-empty text without '/', but is {name!r}"
         )
     ended = name.removeprefix("final_")
-    if name in BUILT_IN:
+    if name in built_in:
         what = "is built in and is recorded in any case"
     elif name in TAKEN:
         what = f"is the name of {TAKEN[name]} in to_xarray()"
-    elif ended != name and (ended in BUILT_IN or ended in TAKEN or ended in names):
+    elif ended != name and (ended in built_in or ended in TAKEN or ended in names):
         what = f"is the name of the last {ended!r} in to_xarray()"
     elif own and name in declared:
         what = f"is declared by the network or the problem; record={{{name!r}: None}} records it"
