@@ -38,6 +38,7 @@ def _solve(run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjo
     """The Diffrax solution: observables at `times`, and the state at the end."""
     flow, problem, observe = run.dynamics, run.problem, run.observe
     assert isinstance(flow, AbstractDeterministicFlow)
+    penalised = problem.penalty is not None
     zero: Any = jnp.zeros((), problem.dtype)
     terms = flow.build(
         run.coordinates,
@@ -63,7 +64,10 @@ def _solve(run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjo
         dt0=None,
         y0=y0,
         saveat=dfx.SaveAt(
-            subs=[dfx.SubSaveAt(ts=times, fn=lambda t, y, args: observe(y)), dfx.SubSaveAt(t1=True)]
+            subs=[
+                dfx.SubSaveAt(ts=times, fn=lambda t, y, args: observe(y, t if penalised else None)),
+                dfx.SubSaveAt(t1=True),
+            ]
         ),
         stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol, norm=_error_norm),
         max_steps=ADAPTIVE_STEPS,
@@ -107,6 +111,8 @@ def run_adaptive(run: Run, steps: Any, t1: Any, adjoint: Any) -> Raw:
     values, (end,) = solution.ys[0], (jax.tree.map(lambda leaf: leaf[-1], solution.ys[1]),)
     final, networks, finite = finish_runs(run.finish, end, False)
     done = solution.ts[1][-1]
+    if problem.penalty is not None:
+        final = final | {"penalty": run.observe(end, done)["penalty"]}
     # After an early stop the flow is frozen, so later times hold the last state. If the
     # solver gave up, the values at later times are unknown and become NaN.
     stopped, gave_up = dfx.is_event(solution.result), ~dfx.is_okay(solution.result)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -15,6 +16,7 @@ from jaxtyping import Array
 from sgfbias.core.brownian import check_keys
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_float, as_whole, check_positive, shown
+from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock, UntilTime
@@ -49,6 +51,20 @@ def check_model(network: Any, problem: Problem) -> None:
     problem.loss.check(jax.ShapeDtypeStruct(outputs.shape, problem.dtype), problem.targets)
 
 
+def check_sampled(dynamics: AbstractDynamics, problem: Problem) -> None:
+    """Refuse noise of the examples for a problem whose examples are not data.
+
+    **Raises:** `ValueError` that says what to do.
+    """
+    if not problem.sampled and (dynamics.draws_examples or problem.perturb is not None):
+        given = type(dynamics).__name__ if dynamics.draws_examples else "`perturb`"
+        raise ValueError(
+            "this risk is an expectation: its examples are not data; use GradientFlow or "
+            f"GradientDescent, or sample sequences ({type(problem).__name__} was given {given}, "
+            "whose noise is that of examples)"
+        )
+
+
 def check_perturbation(dynamics: AbstractDynamics, network: Any, problem: Problem) -> None:
     """Refuse a rule `perturb` that does not fit the dynamics, the model or the data.
 
@@ -68,6 +84,25 @@ def check_perturbation(dynamics: AbstractDynamics, network: Any, problem: Proble
         for a in (problem.inputs, problem.targets)
     )
     shapes_of(problem.perturbed, network, inputs, targets, jax.random.key(0))
+
+
+def check_penalty(
+    dynamics: AbstractDynamics, coordinates: AbstractCoordinates, network: Any, problem: Problem
+) -> None:
+    """Refuse a penalty that does not fit the coordinates or the model.
+
+    **Raises:** `ValueError` that says what does not fit.
+    """
+    if problem.penalty is None:
+        return
+
+    step = dynamics.penalty_step(jnp.int32(0), problem.dtype)
+
+    def gradient(network: Any) -> Any:
+        position = coordinates.encode(network)
+        return coordinates.gradient(position, lambda network: problem.penalised(network, step))
+
+    eqx.filter_eval_shape(gradient, network)
 
 
 def run_keys(dynamics: AbstractDynamics, problem: Problem, keys: Any) -> Array | None:
@@ -96,7 +131,7 @@ def converged_below(problem: Problem, least: float | None, stop: float | None) -
 
     This is `stop` if it is given. Otherwise it is slightly above the least loss of the
     problem, `least`, or above the lower bound of the loss if `least` is None. It is
-    unknown if neither is known.
+    unknown if neither is known, and if the problem has a penalty.
 
     **Raises:** `ValueError` for a `stop` that is not finite. If the loss has a lower
     bound, also for a `stop` that is not positive, or that this precision cannot
@@ -104,6 +139,8 @@ def converged_below(problem: Problem, least: float | None, stop: float | None) -
     """
     floor = problem.resolution()
     stop = None if stop is None else as_float(stop, "stop")
+    if stop is None and problem.penalty is not None:
+        return None
     if stop is None:
         least = problem.loss.lower_bound if least is None else least
         if least is None:

@@ -63,6 +63,17 @@ class AbstractCoordinates(eqx.Module):
         outputs to a tangent.
         """
 
+    def gradient(self, position: Any, function: Callable[[Any], Array]) -> Any:
+        """The gradient of a scalar function of the network, as a tangent.
+
+        **Raises:** `ValueError` in coordinates other than the model's own weights.
+        """
+        raise ValueError(
+            f"`penalty` is for models that move in their own weights, and {type(self).__name__} "
+            "is another kind of coordinates: put the penalty into a model that is a plain "
+            "Equinox module, or leave it out"
+        )
+
     def drift_correction(self, position: Any, inputs: Array, covariance: Covariance) -> Any:
         """The drift per unit of flow time that Itô's formula adds in curved
         coordinates, for the covariance rate `covariance` of the cotangent.

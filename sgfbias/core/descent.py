@@ -79,6 +79,10 @@ class AbstractDescent(AbstractDynamics):
         )
 
     @property
+    def draws_examples(self):
+        return self.batch_size is not None or self.label_noise is not None
+
+    @property
     def is_flow(self):
         return False
 

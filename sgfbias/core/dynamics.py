@@ -82,6 +82,21 @@ class AbstractDynamics(eqx.Module):
         """The number of examples, out of n, on which one step evaluates the model."""
         return n
 
+    def penalty_step(self, step: Any, dtype: Any) -> Any:
+        """The `step` that a penalty is given at the solver step `step`.
+
+        It is the whole iteration, as schedules count it. A deterministic flow gives a
+        real number.
+        """
+        return step if self.clock is None else self.clock.iteration(jnp.asarray(step))
+
+    @property
+    def draws_examples(self) -> bool:
+        """Whether the noise of the dynamics comes from the examples, as that of
+        minibatches and of their models does, so that the examples must be data.
+        """
+        return self.is_stochastic
+
     def integral_shape(self, n: int) -> tuple[int, ...]:
         """The shape of the running loss integral: () for the mean loss of the n
         examples, (n,) for the loss of each example.
@@ -150,6 +165,15 @@ class AbstractDeterministicFlow(AbstractDynamics):
             if jnp.finfo(dtype).bits <= 32 or size > LARGEST_IMPLICIT
             else dfx.Kvaerno5()
         )
+
+    def time(self, offset: Array, t: Array) -> Array:
+        """The time in solver steps, or the flow time of an adaptive solver, at the
+        solver time `t` of a run from the absolute step `offset`.
+        """
+        return offset.astype(t.dtype) + t
+
+    def penalty_step(self, step, dtype):
+        return jnp.asarray(step).astype(dtype)
 
     def unit(self, dtype: Any) -> Array:
         """The flow time per unit of solver time."""

@@ -108,7 +108,7 @@ class Engine(eqx.Module):
         terms = self._terms(y[0], key, jnp.int32(0))
         zero = jnp.zeros((), self.problem.dtype)
         new = self.solver.step(terms, zero, zero + 1, y, None, solver_state, jnp.asarray(False))
-        return new[0], self.observe(y)
+        return new[0], self.observe(y, self._penalty_step(jnp.int32(0)))
 
     def piece(
         self, state: Any, key: Array | None, start: Array, length: Array, check: Array
@@ -180,12 +180,20 @@ class Engine(eqx.Module):
         state, values = jax.lax.scan(one, state, pieces)
         return state, jax.tree.map(lambda v: jnp.moveaxis(v, 0, 1), values)
 
+    def _penalty_step(self, step: Any) -> Any:
+        """What the penalty is given at a step, or None if there is no penalty."""
+        if self.problem.penalty is None:
+            return None
+        return self.dynamics.penalty_step(step, self.problem.dtype)
+
     def _end(self, state: Any, new: Any, start: Array, length: Array, check: Array) -> Any:
         """The state and observables after a piece; a frozen seed keeps its state."""
         y, solver_state, moving, stopped = state
         keep = moving & (length > 0)
         y, solver_state = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, (y, solver_state))
-        values = self.observe(y)
+        # The penalty of a seed that was frozen is that at its last step.
+        at = jnp.where(stopped >= 0, stopped, start + length)
+        values = self.observe(y, self._penalty_step(at))
         reached = moving & check & (values["loss"] <= self.stop)
         stopped = jnp.where(reached, start + length, stopped)
         return (y, solver_state, moving & ~reached, stopped), values
@@ -214,7 +222,8 @@ def _products_in(finish: Observe, engine: Engine, network: Any, key: Any, start:
         take = seed._taking(state, key, jnp.int32(0))
         y, solver_state = take(state[:2], jnp.int32(0))
         last = finish if own is None else finish.within(seed.coordinates)
-        return y, solver_state, seed.observe(y), finish_one(last, y)
+        seen = seed.observe(y, seed._penalty_step(jnp.int32(1)))
+        return y, solver_state, seen, finish_one(last, y)
 
     def pair(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)

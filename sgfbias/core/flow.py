@@ -60,7 +60,11 @@ class GradientFlow(AbstractDeterministicFlow):
 
     def build(self, coordinates, problem, position, key, offset, solver):
         unit = self.unit(problem.dtype)
-        return dfx.ODETerm(lambda t, y, args: gradient_step(coordinates, problem, y, unit))
+
+        def move(t: Any, y: Any, args: Any) -> Any:
+            return gradient_step(coordinates, problem, y, unit, self.time(offset, t))
+
+        return dfx.ODETerm(move)
 
 
 class MomentumFlow(AbstractDeterministicFlow):
@@ -132,7 +136,9 @@ class MomentumFlow(AbstractDeterministicFlow):
 
         def move(t: Any, y: Any, args: Any) -> Any:
             (w, v), integral = y
-            gradient, loss = gradient_step(coordinates.base, problem, (w, integral), unit)
+            gradient, loss = gradient_step(
+                coordinates.base, problem, (w, integral), unit, self.time(offset, t)
+            )
             return (
                 jax.tree.map(lambda vi: vi * unit, v),
                 jax.tree.map(lambda g, vi: (g - vi * unit) / lam, gradient, v),

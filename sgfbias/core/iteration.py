@@ -2,7 +2,8 @@
 
 An iteration draws its examples, perturbs them if the problem says so, pulls the
 cotangent `-gamma s l'/n` back to the weights, where s are random weights of the
-examples, and updates the weights by the algorithm's rule.
+examples, adds the gradient of the penalty, and updates the weights by the algorithm's
+rule.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from sgfbias.core.optax_keys import reseed
 from sgfbias.core.problem import Problem
 from sgfbias.core.sampling import sample_batch, signs
 from sgfbias.core.schedule import value_at
+from sgfbias.core.term import with_penalty
 
 
 class Iteration(dfx.AbstractSolver):
@@ -116,11 +118,19 @@ class IterationTerm(dfx.AbstractTerm):
                 else slope - problem.loss.derivative(outputs, targets)
             )
             position, memory = self._transformed(
-                position, memory, vjp(slope / count), gamma, inputs, targets, outputs, noise
+                position,
+                memory,
+                self._penalised(vjp(slope / count), position, 1.0, step),
+                gamma,
+                inputs,
+                targets,
+                outputs,
+                noise,
+                step,
             )
         elif dynamics.momentum is not None:
             b = dynamics.momentum.astype(dtype)
-            downhill = vjp(slope * (-1 / count))
+            downhill = self._penalised(vjp(slope * (-1 / count)), position, -1.0, step)
             memory = jax.tree.map(lambda g, m: g + b * m, downhill, memory)
             moved = (
                 jax.tree.map(lambda g, m: g + b * m, downhill, memory)
@@ -129,7 +139,9 @@ class IterationTerm(dfx.AbstractTerm):
             )
             position = jax.tree.map(lambda w, m: w + gamma * m, position, moved)
         else:
-            position = jax.tree.map(jnp.add, position, vjp(slope * (-gamma / (count * dynamics.l))))
+            moved = vjp(slope * (-gamma / (count * dynamics.l)))
+            moved = self._penalised(moved, position, -gamma / dynamics.l, step)
+            position = jax.tree.map(jnp.add, position, moved)
         whole = dynamics.integral != "batch" and index is not None
         if whole or problem.perturb is not None:
             clean, targets = (problem.inputs, problem.targets) if whole else (clean, targets)
@@ -137,6 +149,13 @@ class IterationTerm(dfx.AbstractTerm):
         losses = problem.loss(outputs, targets)
         summed = losses if dynamics.integral == "examples" else jnp.mean(losses)
         return (position, integral + summed * clock.span(step, dtype)), memory
+
+    def _penalised(self, tangent: Any, position: Any, factor: Any, step: Array) -> Any:
+        """The tangent plus `factor` times the gradient of the penalty, if there is
+        one.
+        """
+        iteration = self.dynamics.clock.iteration(step)
+        return with_penalty(tangent, self.coordinates, self.problem, position, factor, iteration)
 
     def _perturbed(self, step: Array, position: Any, inputs: Array, targets: Array) -> Array:
         """The examples of iteration `step` as the problem's rule changes them."""
@@ -190,21 +209,30 @@ class IterationTerm(dfx.AbstractTerm):
         targets: Array,
         outputs: Array,
         noise: Array,
+        step: Array,
     ) -> tuple[Any, Any]:
         """The position and the Optax state after one update by the transformation."""
         parameters, rest = self.coordinates.split(position)
         gradient, book = self.coordinates.split(gradient)
 
-        def objective(f: Array) -> Array:
-            """The loss of the outputs `f`, to which noisy labels add a linear term."""
-            return jnp.mean(self.problem.loss(f, targets)) + jnp.sum(noise * f) / f.shape[0]
+        iteration = self.dynamics.clock.iteration(step)
+
+        def objective(f: Array, position: Any) -> Array:
+            """The loss of the outputs `f`, to which noisy labels add a linear term, and
+            the penalty at `position`.
+            """
+            value = jnp.mean(self.problem.loss(f, targets)) + jnp.sum(noise * f) / f.shape[0]
+            if self.problem.penalty is None:
+                return value
+            return value + self.problem.penalised(self.coordinates.decode(position), iteration)
 
         def value_fn(p: Any) -> Array:
-            return objective(self.coordinates.linearise(self.coordinates.join(p, rest), inputs)[0])
+            whole = self.coordinates.join(p, rest)
+            return objective(self.coordinates.linearise(whole, inputs)[0], whole)
 
         update = optax.with_extra_args_support(self.dynamics.transformation).update
         with jax.numpy_dtype_promotion("standard"):
-            value = objective(outputs)
+            value = objective(outputs, position)
             updates, memory = update(
                 gradient, memory, parameters, value=value, grad=gradient, value_fn=value_fn
             )

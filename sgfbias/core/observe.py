@@ -34,13 +34,20 @@ class Observe(eqx.Module):
         """The same observables in other coordinates."""
         return Observe(coordinates, self.problem, self.functions, self.last)
 
-    def __call__(self, state: Any) -> dict[str, Array]:
+    def __call__(self, state: Any, step: Any = None) -> dict[str, Array]:
+        """The observables of `state`.
+
+        `step` is what the penalty of the problem is given. Without it, the penalty is
+        not among the observables.
+        """
         position, totals = state
         integral = loss_integral(totals)
         network = self.coordinates.decode(position)
         outputs = self.coordinates.linearise(position, self.problem.inputs)[0]
         loss = jnp.mean(self.problem.loss(outputs, self.problem.targets))
         values = {"loss": loss, "loss_integral": jnp.mean(integral)}
+        if step is not None and self.problem.penalty is not None:
+            values["penalty"] = self.problem.penalised(network, step)
         if integral.ndim and self.last:
             values["example_integral"] = integral
         values |= own_totals(totals)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -33,18 +33,38 @@ class Problem(eqx.Module):
       and dtype, such as an augmentation or an adversary. The key is drawn for each
       seed and iteration. Derivatives do not pass through the rule. Losses that a run
       records, and their integral, are those of the unchanged examples.
+    - `penalty`: a function `(network, step) -> scalar` that is added to the loss of
+      which all dynamics take the gradient, without noise, or None. In a discrete
+      algorithm and in a stochastic flow, `step` is the whole iteration 0, 1, 2, ..., as
+      schedules count it. In a deterministic flow it is a real number: the time in
+      solver steps, or the flow time of an adaptive solver. A penalty is for models that
+      move in their own weights. A run records it as `penalty`. The recorded `loss`, and
+      its integral, are without it.
 
     **Raises:** `ValueError` if there is no example, if the numbers of inputs and
     targets differ, if an entry is NaN or infinite, if the inputs have less than 32
-    bits, if the loss cannot use the targets, or if `perturb` is not callable.
+    bits, if the loss cannot use the targets, or if `perturb` or `penalty` is not
+    callable.
     """
 
+    # Whether the examples are data. In a subclass with False the mean over examples is
+    # an expectation in another form, and the examples have no noise.
+    sampled: ClassVar[bool] = True
     inputs: Inexact[Array, "n ..."]
     targets: Shaped[Array, "n ..."]
     loss: AbstractLoss
     perturb: Any = None
+    penalty: Any = None
 
-    def __init__(self, inputs: Any, targets: Any, *, loss: Any = None, perturb: Any = None):
+    def __init__(
+        self,
+        inputs: Any,
+        targets: Any,
+        *,
+        loss: Any = None,
+        perturb: Any = None,
+        penalty: Any = None,
+    ):
         inputs = as_float_array(inputs, "inputs")
         targets = as_numbers(
             targets, "targets", "an array of numbers, class labels as whole numbers"
@@ -83,6 +103,12 @@ class Problem(eqx.Module):
                 f"changes the examples of an iteration, but is {perturb!r}"
             )
         self.perturb = perturb
+        if penalty is not None and (isinstance(penalty, type) or not callable(penalty)):
+            raise ValueError(
+                "`penalty` must be a function (network, step) -> scalar, which is added to the "
+                f"loss, but is {penalty!r}"
+            )
+        self.penalty = penalty
 
     @property
     def n(self) -> int:
@@ -131,6 +157,32 @@ class Problem(eqx.Module):
                 f"but returns {given}"
             )
         return jax.lax.stop_gradient(changed)
+
+    def penalised(self, network: Any, step: Any) -> Array:
+        """The value of `penalty` on `network` at `step`, a scalar in the precision of
+        the computation. It is 0 if there is no penalty.
+
+        **Raises:** `ValueError` if the penalty fails, or does not return a real scalar.
+        """
+        if self.penalty is None:
+            return jnp.zeros((), self.dtype)
+        asked = "must be a function (network, step) -> scalar"
+        try:
+            value = self.penalty(network, step)
+        except Exception as error:  # a user's penalty can raise anything
+            raise ValueError(
+                f"`penalty` {asked}, but on a {type(network).__name__} it raises "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if isinstance(value, int | float):
+            shape, dtype = (), jnp.result_type(float)
+        if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            given = (
+                type(value).__name__ if shape is None else f"a value of shape {shape} and {dtype}"
+            )
+            raise ValueError(f"`penalty` {asked} in floating point, but returns {given}")
+        return jnp.asarray(value, self.dtype)
 
     def jacobian(self, network: Any, *, trainable: Any = None, microbatch: Any = None) -> Jacobian:
         """The Jacobian of the outputs (n, ...) in the parameters of `network`, as a

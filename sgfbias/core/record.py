@@ -44,7 +44,7 @@ class Record(NamedTuple):
     - `observables`: None for every declared observable that is a scalar; or a sequence
       of declared names; or a mapping from names to functions of the network, in which
       None stands for the declared observable of that name. `loss` and `loss_integral`
-      are always recorded.
+      are always recorded, and `penalty` if the problem has one.
     - `times`: a whole number >= 2 of log-spaced times, which include 0 and the end; or
       an increasing array of flow times. Default 200.
     - `path_sums`: whether to sum along every path, step by step, what
@@ -113,8 +113,9 @@ def choose_observables(
     name that the engine, the network or the problem uses for something else.
     """
     declared = declared_observables(network, problem)
+    built_in = _built_in(problem)
     for name in declared:
-        _check_name(name, declared, declared)
+        _check_name(name, declared, declared, built_in)
     if record.observables is None:
         values = shapes_of(_values, declared, network)
         _check_dimensions(values, network, problem)
@@ -130,13 +131,13 @@ def choose_observables(
     asked = {**dict.fromkeys(always_recorded(network)), **asked}
     series: dict[str, Callable] = {}
     for name, function in asked.items():
-        if name in BUILT_IN and function is None:
+        if name in built_in and function is None:
             continue
         if function is None and name not in declared:
-            known = ", ".join([*BUILT_IN, *declared])
+            known = ", ".join([*built_in, *declared])
             raise ValueError(
                 f"no observable called {name!r} here; "
-                f"{did_you_mean(str(name), [*BUILT_IN, *declared])}there are {known}; or give a "
+                f"{did_you_mean(str(name), [*built_in, *declared])}there are {known}; or give a "
                 f"function f of the network: record={{{name!r}: f}}"
             )
         chosen: Any = declared[name] if function is None else function
@@ -146,7 +147,7 @@ def choose_observables(
                 f"{type(chosen).__name__}"
             )
         if chosen is not declared.get(name):
-            _check_name(name, declared, {**declared, **asked}, own=True)
+            _check_name(name, declared, {**declared, **asked}, built_in, own=True)
         series[name] = chosen
     finals = {**declared, **series}
     _check_dimensions(shapes_of(_values, finals, network), network, problem)
@@ -191,31 +192,37 @@ def choose_along(
         raise ValueError(f"{both[0]!r} is the name of an integral and of a sum: give two names")
     if not integrals and not sums:
         return None
-    names = {**observables, **integrals, **sums}
+    names, built_in = {**observables, **integrals, **sums}, _built_in(problem)
     for name in {**integrals, **sums}:
-        _check_name(
-            name, observables, names, own=True, kind="integral" if name in integrals else "sum"
-        )
+        kind = "integral" if name in integrals else "sum"
+        _check_name(name, observables, names, built_in, own=True, kind=kind)
     for name in observables:
-        _check_name(name, {}, names)
+        _check_name(name, {}, names, built_in)
     found = Along(integrals, sums)
     values = found.shapes(coordinates, network)
     _check_dimensions({**shapes_of(_values, observables, network), **values}, network, problem)
     return found
 
 
+def _built_in(problem: Any) -> tuple[str, ...]:
+    """The names of what the engine records in a run of the problem."""
+    return BUILT_IN if problem.penalty is None else (*BUILT_IN, "penalty")
+
+
 def _check_name(
     name: Any,
     declared: Mapping[str, Callable],
     names: Mapping[str, Any],
+    built_in: Sequence[str],
     *,
     own: bool = False,
     kind: str = "observable",
 ) -> None:
     """Refuse a name of an observable that stands for something else already.
 
-    `names` has all names. With `own` the name is that of a function in `record`, and
-    not of a declared one. `kind` says what the name is of.
+    `names` has all names, and `built_in` those that the engine records. With `own` the
+    name is that of a function in `record`, and not of a declared one. `kind` says what
+    the name is of.
     """
     if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(
@@ -223,11 +230,11 @@ def _check_name(
             f"'/', but is {name!r}"
         )
     ended = name.removeprefix("final_")
-    if name in BUILT_IN:
+    if name in built_in:
         what = "is built in and is recorded in any case"
     elif name in TAKEN:
         what = f"is the name of {TAKEN[name]} in to_xarray()"
-    elif ended != name and (ended in BUILT_IN or ended in TAKEN or ended in names):
+    elif ended != name and (ended in built_in or ended in TAKEN or ended in names):
         what = f"is the name of the last {ended!r} in to_xarray()"
     elif own and name in declared and kind != "observable":
         what = "is the name of an observable of this run"

@@ -13,7 +13,9 @@ from jaxtyping import Array
 from sgfbias.core.adaptive import run_adaptive
 from sgfbias.core.arguments import (
     check_model,
+    check_penalty,
     check_perturbation,
+    check_sampled,
     converged_below,
     count_steps,
     run_keys,
@@ -132,6 +134,7 @@ def simulate(
             f"`problem` must be a Problem, but is {type(problem).__name__}; wrap the data: "
             "Problem(inputs, targets)"
         )
+    check_sampled(dynamics, problem)
     chunk = as_whole(chunk, "chunk", most=MAX_CHUNK)
     if not isinstance(coordinates, str | None):
         raise ValueError(f"`coordinates` must be a name, such as 'mirror', but is {coordinates!r}")
@@ -176,10 +179,12 @@ def simulate(
     if declares_itself:
         check_model(network, problem)
     check_perturbation(dynamics, network, problem)
+    check_penalty(dynamics, moving, network, problem)
     if solver is None:
         solver = dynamics.default_solver(problem.dtype, numbers(shapes_of(moving.encode, network)))
     name = str(coordinates or moving.name)
-    least = problem.least_loss(network)
+    # With a penalty, the run does not aim at the least loss.
+    least = None if problem.penalty is not None else problem.least_loss(network)
     tolerance = converged_below(problem, least, stop)
     series, finals = choose_observables(record, network, problem)
     along = choose_along(record, network, problem, dynamics, moving, finals)

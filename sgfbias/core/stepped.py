@@ -139,7 +139,7 @@ def run_stepped(
     reached = host.where(stopped >= 0, host.asarray(times)[at], jnp.inf)
     raw = Raw(
         series=jax.tree.map(lambda v: numpy_for(v).take(v, pick, axis=axis), values),
-        final=final,
+        final=final if problem.penalty is None else final | {"penalty": values["penalty"][..., -1]},
         networks=networks,
         finite=finite,
         times=host.asarray(times[pick], problem.dtype),
@@ -163,11 +163,16 @@ def _at_0(schedule: Any) -> Any:
 
 
 def closes_over_traced(network: Any, problem: Problem) -> bool:
-    """Whether the model or the loss closes over a value that is being traced."""
+    """Whether the model, the loss or the penalty closes over a value that is being
+    traced.
+    """
     if outside_traces():
         return False
     # The answer is not cached, as values that a function closes over may have changed.
-    return not is_concrete(eqx.filter_make_jaxpr(problem.risk)(network)[0].consts)
+    functions: list[Any] = [problem.risk]
+    if problem.penalty is not None:
+        functions.append(lambda network: problem.penalised(network, jnp.int32(0)))
+    return not all(is_concrete(eqx.filter_make_jaxpr(f)(network)[0].consts) for f in functions)
 
 
 def _work(run: Run) -> int:

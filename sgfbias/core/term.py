@@ -25,20 +25,46 @@ class StepControl(eqx.Module):
     """The control of one solver step.
 
     It has the flow time of the step, its Brownian increments (None for none), and the
-    step size and the noise model of its iteration.
+    step size and the noise model of its iteration. It has the number of the iteration
+    if the problem has a penalty.
     """
 
     time: Array
     dB: Any
     step_size: Array
     noise: AbstractNoise
+    iteration: Array | None = None
 
 
-def gradient_step(coordinates: AbstractCoordinates, problem: Problem, y: Any, dt: Array) -> Any:
-    """The tangent `-grad L dt` and the number `L dt` at `y = (position, integral)`."""
+def gradient_step(
+    coordinates: AbstractCoordinates, problem: Problem, y: Any, dt: Array, step: Any
+) -> Any:
+    """The tangent `-grad (L + penalty) dt` and the number `L dt` at
+    `y = (position, integral)`.
+
+    `step` is given to the penalty.
+    """
     outputs, vjp = coordinates.linearise(y[0], problem.inputs)
     cotangent = problem.loss.derivative(outputs, problem.targets) * (-dt / problem.n)
-    return vjp(cotangent), jnp.mean(problem.loss(outputs, problem.targets)) * dt
+    tangent = with_penalty(vjp(cotangent), coordinates, problem, y[0], -dt, step)
+    return tangent, jnp.mean(problem.loss(outputs, problem.targets)) * dt
+
+
+def with_penalty(
+    tangent: Any,
+    coordinates: AbstractCoordinates,
+    problem: Problem,
+    position: Any,
+    factor: Any,
+    step: Any,
+) -> Any:
+    """The tangent plus `factor` times the gradient of the problem's penalty, if it has
+    one.
+    """
+    if problem.penalty is None:
+        return tangent
+    gradient = coordinates.gradient(position, lambda network: problem.penalised(network, step))
+    return add(tangent, scale(gradient, factor))
 
 
 class FlowTerm(dfx.AbstractTerm):
@@ -76,8 +102,11 @@ class FlowTerm(dfx.AbstractTerm):
         Schedules are constant during a step.
         """
         dtype = self.problem.dtype
-        noise = self.noise.at(self.clock.iteration(step))
-        return StepControl(self.clock.span(step, dtype), None, self.clock.gamma(step, dtype), noise)
+        iteration = self.clock.iteration(step)
+        noise = self.noise.at(iteration)
+        counted = None if self.problem.penalty is None else iteration
+        span, gamma = self.clock.span(step, dtype), self.clock.gamma(step, dtype)
+        return StepControl(span, None, gamma, noise, counted)
 
     def vf_prod(self, t, y, args, control):
         return self._increment(y, control)
@@ -109,9 +138,12 @@ class FlowTerm(dfx.AbstractTerm):
     def prod(self, vf, control):
         return self._increment(vf, control)
 
-    def drift(self, y: Any) -> Any:
+    def drift(self, t: Any, y: Any) -> Any:
         """The drift per step, as a state, if step size and noise do not vary."""
-        return self._increment(y, self.control(self.offset))
+        now = self.offset + jnp.floor(t).astype(jnp.int32)
+        return self._increment(
+            y, self.control(self.offset if self.problem.penalty is None else now)
+        )
 
     def _increment(self, y: Any, control: StepControl, evaluated: Any = None) -> Any:
         """The change of the state in a step.
@@ -131,7 +163,7 @@ class FlowTerm(dfx.AbstractTerm):
             increment = noise.sqrt_covariance(derivatives, step_size, dB)
             cotangent = cotangent if increment.examples is None else cotangent + increment.examples
             features = increment.features
-        step = vjp(cotangent)
+        step = with_penalty(vjp(cotangent), coordinates, problem, position, -dt, control.iteration)
         if features is not None:
             step = add(step, coordinates.vjp_features(position, features))
         if coordinates.curved:
@@ -140,9 +172,10 @@ class FlowTerm(dfx.AbstractTerm):
                 step, scale(coordinates.drift_correction(position, problem.inputs, covariance), dt)
             )
         if self.order == 2:
-            step = add(
-                step, scale(coordinates.second_order_drift(position, problem, step_size), dt)
-            )
+            # Coordinates that can have a penalty are told the iteration.
+            counted = () if problem.penalty is None else (control.iteration,)
+            drift = coordinates.second_order_drift(position, problem, step_size, *counted)
+            step = add(step, scale(drift, dt))
         if self.stratonovich:
             step = add(step, scale(self._ito_to_stratonovich(position, control), -dt))
         return step, jnp.mean(problem.loss(outputs, problem.targets)) * dt
@@ -192,7 +225,9 @@ class FlowTerm(dfx.AbstractTerm):
         """Drift and dense diffusion as two terms, for the Diffrax solvers that need
         both (Milstein, Euler-Heun).
         """
-        return dfx.MultiTerm(dfx.ODETerm(lambda t, y, args: self.drift(y)), _DenseDiffusion(self))
+        return dfx.MultiTerm(
+            dfx.ODETerm(lambda t, y, args: self.drift(t, y)), _DenseDiffusion(self)
+        )
 
 
 class _DenseDiffusion(dfx.AbstractTerm):
@@ -255,6 +290,6 @@ def add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
-def scale(tree: Any, factor: Array) -> Any:
+def scale(tree: Any, factor: Array | float) -> Any:
     """The tangent `tree` times a number."""
     return jax.tree.map(lambda v: v * factor, tree)

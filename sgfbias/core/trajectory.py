@@ -208,8 +208,8 @@ class Trajectory(eqx.Module):
             + (
                 f"is still above the tolerance {tolerance}"
                 if self.tolerance is not None
-                else "at the end, but the least loss of this problem is not known: give `stop`, a "
-                "loss that counts as converged"
+                else f"at the end, but {self._unknown}: give `stop`, a loss that counts as "
+                "converged"
             ),
             Status.STALLED: (
                 f"stalled high: the mean loss is {late:.2e} over the last half of the run and was "
@@ -220,6 +220,13 @@ class Trajectory(eqx.Module):
             "looser tolerances or a shorter time",
             Status.NON_FINITE: self._why_not_finite(seed),
         }[status]
+
+    @property
+    def _unknown(self) -> str:
+        """Why it is not known which loss counts as converged."""
+        if self.problem.penalty is None:
+            return "the least loss of this problem is not known"
+        return "with a penalty the run does not aim at the least loss"
 
     def _why_not_finite(self, seed: int) -> str:
         """When the loss of a seed stopped being finite, and what to look at."""
@@ -250,6 +257,7 @@ class Trajectory(eqx.Module):
         dims = {**declares(self.start, "dims"), **self.problem.dims()}
         units = {
             "loss": "loss",
+            "penalty": "loss",
             "loss_integral": "loss * flow time",
             "example_integral": "loss * flow time",
             **declares(self.start, "units"),
@@ -319,6 +327,7 @@ class Trajectory(eqx.Module):
         shown = names or [name for name, value in self.series.items() if value.ndim == flat]
         units = {
             "loss": "loss",
+            "penalty": "loss",
             "loss_integral": "loss * flow time",
             **declares(self.start, "units"),
             **self.problem.units(),

@@ -92,12 +92,17 @@ class Weights(AbstractCoordinates):
         outputs, vjp = jax.vjp(lambda p: self.outputs(p, inputs), position)
         return outputs, lambda cotangent: vjp(cotangent)[0]
 
-    def second_order_drift(self, position, problem, step_size):
-        return modified_drift(
-            lambda p: jnp.mean(problem.loss(self.outputs(p, problem.inputs), problem.targets)),
-            position,
-            step_size,
-        )
+    def gradient(self, position, function):
+        return jax.grad(lambda p: function(self.decode(p)))(position)
+
+    def second_order_drift(self, position, problem, step_size, iteration=None):
+        def risk(p: Any) -> Array:
+            loss = jnp.mean(problem.loss(self.outputs(p, problem.inputs), problem.targets))
+            if problem.penalty is None:
+                return loss
+            return loss + problem.penalised(self.decode(p), iteration)
+
+        return modified_drift(risk, position, step_size)
 
 
 def modified_drift(risk: Callable[[Any], Array], weights: Any, step_size: Array) -> Any:
@@ -185,6 +190,10 @@ class Phase(AbstractCoordinates):
 
     def decode(self, position):
         return self.base.decode(position[0])
+
+    def gradient(self, position, function):
+        still = jax.tree.map(jnp.zeros_like, position[0])
+        return still, self.base.gradient(position[0], function)
 
     def linearise(self, position, inputs):
         outputs, vjp = self.base.linearise(position[0], inputs)

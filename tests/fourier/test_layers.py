@@ -79,9 +79,7 @@ def test_the_steps_after_the_layer_make_up_the_rest():
         z = cut.preactivations(x)
         through = z
         for step in cut.steps:
-            through = (
-                step(through) if isinstance(step, Activation) else jax.vmap(step)(through)
-            )
+            through = step(through) if isinstance(step, Activation) else jax.vmap(step)(through)
         np.testing.assert_allclose(
             through.reshape(cut.outputs(z).shape), cut.outputs(z), atol=1e-14
         )
