@@ -121,6 +121,13 @@ def converged_below(problem: Problem, least: float | None, stop: float | None) -
             f"on these targets (about {floor:.1e}), so no seed would ever stop; use a larger "
             "`stop`, or float64 data with jax.config.update('jax_enable_x64', True)"
         )
+    least_normal = float(jnp.finfo(problem.dtype).tiny)
+    if stop < least_normal:
+        raise ValueError(
+            f"stop={stop:g} is below the smallest loss that {jnp.dtype(problem.dtype).name} can "
+            f"hold ({least_normal:.1e}): smaller ones underflow to 0.0, which says nothing about "
+            "how small they are; stop by a larger loss, and read problem.log_risk(network)"
+        )
     return float(stop)
 
 

@@ -198,13 +198,12 @@ class Trajectory(eqx.Module):
             return float(np.atleast_1d(np.asarray(array))[seed])
 
         status = Status(int(np.atleast_1d(np.asarray(self.status))[seed]))
-        loss = pick(self.final["loss"])
+        loss = self._loss_in_words(seed)
         early, late = (pick(a) for a in self.averages)
         tolerance = "" if self.tolerance is None else f"{self.tolerance:.2e}"
         return {
-            Status.CONVERGED: f"converged: loss {loss:.2e} is at or below the tolerance "
-            f"{tolerance}",
-            Status.MOVING: f"moving: loss {loss:.2e} "
+            Status.CONVERGED: f"converged: loss {loss} is at or below the tolerance {tolerance}",
+            Status.MOVING: f"moving: loss {loss} "
             + (
                 f"is still above the tolerance {tolerance}"
                 if self.tolerance is not None
@@ -220,6 +219,17 @@ class Trajectory(eqx.Module):
             "looser tolerances or a shorter time",
             Status.NON_FINITE: self._why_not_finite(seed),
         }[status]
+
+    def _loss_in_words(self, seed: int) -> str:
+        """The loss of a seed at the end, from its logarithm if it has underflowed."""
+        loss = float(np.atleast_1d(np.asarray(self.final["loss"]))[seed])
+        if loss != 0:
+            return f"{loss:.2e}"
+        networks = self.networks
+        if jnp.ndim(self.status):
+            networks = jax.tree.map(lambda v: v[seed] if eqx.is_array(v) else v, networks)
+        exponent = float(self.problem.log_risk(networks)) / np.log(10)
+        return f"10^{exponent:.1f}" if np.isfinite(exponent) else "0"
 
     def _why_not_finite(self, seed: int) -> str:
         """When the loss of a seed stopped being finite, and what to look at."""
