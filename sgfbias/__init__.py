@@ -15,6 +15,7 @@ from sgfbias.core.flow import MomentumFlow as MomentumFlow
 from sgfbias.core.flow import StochasticGradientFlow as StochasticGradientFlow
 from sgfbias.core.kept import keep_compiled as keep_compiled
 from sgfbias.core.loss import AbstractLoss as AbstractLoss
+from sgfbias.core.loss import ExponentialLoss as ExponentialLoss
 from sgfbias.core.loss import LogisticLoss as LogisticLoss
 from sgfbias.core.loss import SoftmaxCrossEntropyLoss as SoftmaxCrossEntropyLoss
 from sgfbias.core.loss import SquaredLoss as SquaredLoss

@@ -1,4 +1,6 @@
-"""Runs of deterministic flows with an adaptive ODE solver, in flow time."""
+"""Runs of deterministic flows with an adaptive ODE solver, in flow time or by a clock
+of the flow's own.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,11 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_float, check_positive
-from sgfbias.core.dynamics import AbstractDeterministicFlow
+from sgfbias.core.checks import as_float, check_positive, is_concrete
+from sgfbias.core.dynamics import FLOW_TIME, AbstractDeterministicFlow
 from sgfbias.core.observe import finish_runs
-from sgfbias.core.record import time_grid
+from sgfbias.core.record import own_grid, time_grid
 from sgfbias.core.run import Raw, Run
-
-# An adaptive solver gives up after this many steps.
-ADAPTIVE_STEPS = 200_000
 
 
 def _error_norm(scaled_error: Any) -> Array:
@@ -59,7 +58,7 @@ def _solve(run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjo
     return dfx.diffeqsolve(
         terms,
         run.solver,
-        t0=jnp.zeros((), problem.dtype),
+        t0=jnp.zeros((), problem.dtype) if flow.clock_name == FLOW_TIME else times[0],
         t1=times[-1],
         dt0=None,
         y0=y0,
@@ -70,7 +69,7 @@ def _solve(run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjo
             ]
         ),
         stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol, norm=_error_norm),
-        max_steps=ADAPTIVE_STEPS,
+        max_steps=flow.most_steps,
         event=event,
         throw=False,
         adjoint=adjoint,
@@ -78,12 +77,16 @@ def _solve(run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjo
 
 
 def run_adaptive(run: Run, steps: Any, t1: Any, adjoint: Any) -> Raw:
-    """Run a deterministic flow once, up to flow time `t1`, with an adaptive ODE solver.
+    """Run a deterministic flow once, up to time `t1` on its clock, with an adaptive ODE
+    solver.
 
     **Raises:** `ValueError` for a solver that is not adaptive, for `steps` instead of
-    `t1`, and for an `adjoint` that is not one of Diffrax's.
+    `t1`, for a `t1` that is not after the start, and for an `adjoint` that is not one
+    of Diffrax's.
     """
-    problem, name = run.problem, type(run.dynamics).__name__
+    problem, flow = run.problem, run.dynamics
+    assert isinstance(flow, AbstractDeterministicFlow)
+    name, by_time = type(flow).__name__, flow.clock_name == FLOW_TIME
     if not isinstance(run.solver, dfx.AbstractAdaptiveSolver):
         raise ValueError(
             f"{type(run.solver).__name__} gives no error estimate, so it cannot choose its own "
@@ -95,14 +98,24 @@ def run_adaptive(run: Run, steps: Any, t1: Any, adjoint: Any) -> Raw:
             f"{name}(dt=...), steps=..."
         )
     t1 = as_float(t1, "t1")
-    check_positive(t1, "t1")
+    if by_time:
+        check_positive(t1, "t1")
     adjoint = dfx.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
     if not isinstance(adjoint, dfx.AbstractAdjoint):
         raise ValueError(
             f"`adjoint` must be one of Diffrax's, e.g. diffrax.ForwardMode(), but is {adjoint!r}"
         )
-    grid = time_grid(run.times, float(t1))
-    marked = np.unique(np.concatenate([grid, [0, t1 / 4, t1 / 2, t1]]))
+    grid: Any
+    marked: Any
+    if by_time:
+        grid = time_grid(run.times, float(t1))
+        marked = np.unique(np.concatenate([grid, [0, t1 / 4, t1 / 2, t1]]))
+        pick = np.searchsorted(marked, grid)
+    else:
+        start = jnp.asarray(_start(run, flow, t1), problem.dtype)
+        grid = jnp.asarray(own_grid(run.times, start, t1, flow.clock_name), problem.dtype)
+        marked = jnp.concatenate([start[None], grid, jnp.full((1,), t1, problem.dtype)])
+        pick = np.arange(1, marked.shape[0] - 1)
     stop_at = None if run.stop is None else jnp.asarray(run.stop, problem.dtype)
     # Fields that the solution does not depend on are dropped, so that changing them
     # does not compile the solver again.
@@ -126,10 +139,14 @@ def run_adaptive(run: Run, steps: Any, t1: Any, adjoint: Any) -> Raw:
         )
         for name, v in values.items()
     }
-    quarter, half, last = (
-        values["loss_integral"][int(np.searchsorted(marked, t))] for t in (t1 / 4, t1 / 2, t1)
-    )
-    first_loss, pick = values["loss"][0], np.searchsorted(marked, grid)
+    if by_time:
+        quarter, half, last = (
+            values["loss_integral"][int(np.searchsorted(marked, t))] for t in (t1 / 4, t1 / 2, t1)
+        )
+        averages = ((half - quarter) / (t1 / 4), (last - half) / (t1 / 2))
+    else:  # Means of the loss in flow time are not those on another clock.
+        averages = (jnp.full_like(final["loss"], jnp.nan),) * 2
+    first_loss = values["loss"][0]
     return Raw(
         series={name: v[pick] for name, v in values.items()},
         final=final,
@@ -139,6 +156,21 @@ def run_adaptive(run: Run, steps: Any, t1: Any, adjoint: Any) -> Raw:
         steps=None,
         stop_time=jnp.where(stopped, done, jnp.inf),
         first_loss=first_loss,
-        averages=((half - quarter) / (t1 / 4), (last - half) / (t1 / 2)),
+        averages=averages,
         gave_up=gave_up,
     )
+
+
+def _start(run: Run, flow: AbstractDeterministicFlow, t1: float) -> Any:
+    """The reading of the flow's own clock at the start of a run to `t1`.
+
+    **Raises:** `ValueError` if the run would not go forwards.
+    """
+    start = flow.begins(run.coordinates, run.network, run.problem)
+    clock = flow.clock_name
+    if is_concrete(start) and not float(start) < t1:
+        raise ValueError(
+            f"`t1` is a reading of {clock}, the clock of {type(flow).__name__}, and the run "
+            f"already has {clock} = {float(start):g} at its start, but t1={t1:g}: take a larger t1"
+        )
+    return start

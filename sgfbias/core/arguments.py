@@ -17,7 +17,7 @@ from sgfbias.core.brownian import check_keys
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_float, as_whole, check_positive, shown
 from sgfbias.core.coordinates import AbstractCoordinates
-from sgfbias.core.dynamics import AbstractDynamics
+from sgfbias.core.dynamics import FLOW_TIME, AbstractDynamics
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock, UntilTime
 
@@ -95,7 +95,11 @@ def check_penalty(
     """
     if problem.penalty is None:
         return
-
+    if dynamics.clock_name != FLOW_TIME:
+        raise ValueError(
+            f"`penalty` is for dynamics in flow time, but {type(dynamics).__name__} runs by a "
+            f"clock of its own, {dynamics.clock_name}: leave the penalty out, or use GradientFlow"
+        )
     step = dynamics.penalty_step(jnp.int32(0), problem.dtype)
 
     def gradient(network: Any) -> Any:
@@ -157,6 +161,13 @@ def converged_below(problem: Problem, least: float | None, stop: float | None) -
             f"stop={stop:g} is below the loss that {jnp.dtype(problem.dtype).name} can resolve "
             f"on these targets (about {floor:.1e}), so no seed would ever stop; use a larger "
             "`stop`, or float64 data with jax.config.update('jax_enable_x64', True)"
+        )
+    least_normal = float(jnp.finfo(problem.dtype).tiny)
+    if stop < least_normal:
+        raise ValueError(
+            f"stop={stop:g} is below the smallest loss that {jnp.dtype(problem.dtype).name} can "
+            f"hold ({least_normal:.1e}): smaller ones underflow to 0.0, which says nothing about "
+            "how small they are; stop by a larger loss, and read problem.log_risk(network)"
         )
     return float(stop)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.deprecated import accept_old_name, renamed_method
@@ -46,6 +48,10 @@ class AbstractCoordinates(eqx.Module):
     @abc.abstractmethod
     def decode(self, position: Any) -> Any:
         """The network at `position`, the inverse of `encode`."""
+
+    def memory(self, position: Any) -> Any:
+        """The inner state of the dynamics in `position`, or None if there is none."""
+        return None
 
     def split(self, position: Any) -> tuple[Any, Any]:
         """The parameters in `position`, and the rest, which is only kept track of (None
@@ -113,3 +119,38 @@ class AbstractCoordinates(eqx.Module):
         `interpret` asks for a kernel that runs on any device, slowly.
         """
         return f"there is no kernel for {type(self).__name__}"
+
+
+class WithMemory(AbstractCoordinates):
+    """The position of `base`, and the inner state that `flow` adds to it.
+
+    The flow moves both; see `memory` of `AbstractDeterministicFlow`.
+    """
+
+    base: AbstractCoordinates
+    flow: Any
+    features: int | None = eqx.field(static=True)
+
+    def __init__(self, base: AbstractCoordinates, flow: Any):
+        self.base, self.flow, self.features = base, flow, base.features
+
+    def encode(self, network):
+        start = self.base.encode(network)
+        return start, self.flow.memory(start)
+
+    def decode(self, position):
+        return self.base.decode(position[0])
+
+    def memory(self, position):
+        return position[1]
+
+    def linearise(self, position, inputs):
+        outputs, vjp = self.base.linearise(position[0], inputs)
+        return outputs, lambda cotangent: (
+            vjp(cotangent),
+            jax.tree.map(jnp.zeros_like, position[1]),
+        )
+
+    def gradient(self, position, function):
+        still = jax.tree.map(jnp.zeros_like, position[1])
+        return self.base.gradient(position[0], function), still

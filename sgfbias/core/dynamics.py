@@ -12,11 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, check_positive
-from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.coordinates import AbstractCoordinates, WithMemory
 from sgfbias.core.deprecated import accept_old_name, renamed_method
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock, as_number
 
+FLOW_TIME = "flow time"
+# An adaptive solver gives up after this many steps.
+ADAPTIVE_STEPS = 200_000
 # The largest state, in numbers, for which an implicit solver is the default.
 LARGEST_IMPLICIT = 2_000
 
@@ -54,6 +57,48 @@ class AbstractDynamics(eqx.Module):
     @abc.abstractmethod
     def clock(self) -> Clock | None:
         """The flow time of the solver steps, or None for an adaptive solver."""
+
+    @property
+    def clock_name(self) -> str:
+        """What `t1` and the recorded times of a run measure: the flow time, unless the
+        dynamics have a clock of their own.
+        """
+        return FLOW_TIME
+
+    def observables(self, network: Any, problem: Problem, memory: Any) -> dict[str, Array]:
+        """The values that the dynamics add to those of the network, by name.
+
+        They are recorded like observables that a network declares: scalars along the
+        run, and all of them at the end.
+
+        **Arguments:**
+
+        - `network`: the network at one time.
+        - `problem`: the data and the loss.
+        - `memory`: the inner state of the dynamics at that time, or None.
+        """
+        return {}
+
+    def units(self) -> dict[str, str]:
+        """The units of the values in `observables`, by name."""
+        return {}
+
+    def judge(self, status: Array, final: Mapping[str, Array], end: Array) -> Array:
+        """The status of each seed, given the one by the general rules.
+
+        **Arguments:**
+
+        - `status`: (seeds,), the `Status` that `classify` gives.
+        - `final`: the values at the end, by name, (seeds, ...).
+        - `end`: the time at which the run was to end.
+        """
+        return status
+
+    def explain(self, status: int, final: Mapping[str, float]) -> str | None:
+        """The reason for the `Status` of one seed in words, or None for the general
+        words. `final` has the scalars of this seed at the end.
+        """
+        return None
 
     def default_solver(self, dtype: Any, size: int) -> dfx.AbstractSolver:
         """The solver to use if the user gives none, for the precision `dtype` and a
@@ -110,7 +155,7 @@ class AbstractDynamics(eqx.Module):
     def state_coordinates(self, coordinates: AbstractCoordinates) -> AbstractCoordinates:
         """The coordinates of the state, given the coordinates of the network.
 
-        The two are the same, except that dynamics with inertia add a velocity.
+        The two are the same, except that dynamics with an inner state add it.
         """
         return coordinates
 
@@ -149,6 +194,34 @@ class AbstractDeterministicFlow(AbstractDynamics):
     @property
     def is_stochastic(self):
         return False
+
+    @property
+    def most_steps(self) -> int:
+        """The number of steps after which an adaptive solver gives up."""
+        return ADAPTIVE_STEPS
+
+    def memory(self, position: Any) -> Any:
+        """The inner state before the first step, a PyTree of arrays that moves with the
+        `position`, such as a velocity; or None for a flow without one.
+
+        With a memory the state of the solver is `((position, memory), integral)`.
+        """
+        return None
+
+    def begins(self, coordinates: AbstractCoordinates, network: Any, problem: Problem) -> Any:
+        """The reading of the flow's own clock at the start.
+
+        It is asked for only if `clock_name` is not the flow time, which begins at 0.
+        `coordinates` are those of the whole state.
+
+        **Raises:** `ValueError` if the flow cannot start there.
+        """
+        return 0.0
+
+    def state_coordinates(self, coordinates):
+        if type(self).memory is AbstractDeterministicFlow.memory:
+            return coordinates
+        return WithMemory(coordinates, self)
 
     @property
     def clock(self):

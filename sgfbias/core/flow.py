@@ -23,7 +23,6 @@ from sgfbias.core.noise import AbstractNoise, MeanLossNoise, NoNoise
 from sgfbias.core.references import merge
 from sgfbias.core.schedule import Clock, as_number, as_scheduled, iterations_per_step
 from sgfbias.core.term import FlowTerm, gradient_step, takes_one_term
-from sgfbias.core.weights import Phase
 
 
 class GradientFlow(AbstractDeterministicFlow):
@@ -128,8 +127,9 @@ class MomentumFlow(AbstractDeterministicFlow):
     def weights_only(self):
         return True
 
-    def state_coordinates(self, coordinates):
-        return Phase(coordinates)
+    def memory(self, position):
+        """The velocity, the derivative of the position in flow time, which is 0."""
+        return jax.tree.map(jnp.zeros_like, position)
 
     def build(self, coordinates, problem, position, key, offset, solver):
         unit, lam = self.unit(problem.dtype), self.lam.astype(problem.dtype)

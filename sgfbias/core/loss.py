@@ -19,11 +19,12 @@ from sgfbias.core.checks import as_float, check_positive, is_concrete
 class AbstractLoss(eqx.Module):
     """A per-example loss `l(f_i, y_i)` of an output `f_i` and a target `y_i`.
 
-    Only its value and its derivative in the output are used. A subclass defines
-    `__call__`, and may define a faster `derivative`, checks of outputs and targets, and
-    `lower_bound`, a number below which the loss cannot fall. A run whose loss is within
-    rounding of the lower bound counts as converged. With None, the default,
-    `simulate(..., stop=)` must say which loss counts as converged.
+    Only its value, its logarithm and their derivatives in the output are used. A
+    subclass defines `__call__`, and may define a faster `derivative`, forms of `log`
+    and `log_derivative` that hold where the loss underflows, checks of outputs and
+    targets, and `lower_bound`, a number below which the loss cannot fall. A run whose
+    loss is within rounding of the lower bound counts as converged. With None, the
+    default, `simulate(..., stop=)` must say which loss counts as converged.
     """
 
     lower_bound: ClassVar[float | None] = None
@@ -42,6 +43,26 @@ class AbstractLoss(eqx.Module):
         It has the shape of `outputs`.
         """
         return jax.grad(lambda f: jnp.sum(self(f, targets)))(outputs)
+
+    def log(
+        self, outputs: Inexact[Array, "n *c"], targets: Shaped[Array, "n *t"]
+    ) -> Float[Array, " n"]:
+        """The logarithm `log l(f_i, y_i)` of each example's loss, shape (n,).
+
+        It is taken of the value, so it is -inf where the value is 0. The losses of
+        classification have forms of their own, which hold where the value underflows.
+        """
+        return jnp.log(self(outputs, targets))
+
+    def log_derivative(
+        self, outputs: Inexact[Array, "n *c"], targets: Shaped[Array, "n *t"]
+    ) -> Inexact[Array, "n *c"]:
+        """The derivative `d log l_i / d f_i = l'_i / l_i` in the outputs, of their
+        shape. See `log`.
+        """
+        value = self(outputs, targets)
+        slope = self.derivative(outputs, targets)
+        return slope / value.reshape(value.shape + (1,) * (slope.ndim - 1))
 
     def check_targets(self, targets: Array) -> None:
         """Refuse targets that this loss cannot use.
@@ -150,7 +171,56 @@ class SquaredLoss(AbstractLoss):
         _same_shape(self, outputs, targets)
 
 
-class LogisticLoss(AbstractLoss):
+def log_softplus(s: Array) -> Array:
+    """`log log(1 + e^s)`, also where `log(1 + e^s)` underflows.
+
+    For s < -30 it is `s - e^s/2` up to `e^(2s)`, which is below rounding in float64.
+    """
+    low = s < -30
+    # The branch that is not taken must have a finite derivative, too.
+    near, far = jnp.where(low, 0, s), jnp.where(low, s, -30)
+    return jnp.where(low, far - jnp.exp(far) / 2, jnp.log(jax.nn.softplus(near)))
+
+
+def log_softplus_derivative(s: Array) -> Array:
+    """`d log log(1 + e^s) / ds`, which is 1 - e^s/2 for s < -30."""
+    low = s < -30
+    near, far = jnp.where(low, 0, s), jnp.where(low, s, -30)
+    return jnp.where(low, 1 - jnp.exp(far) / 2, jax.nn.sigmoid(near) / jax.nn.softplus(near))
+
+
+class AbstractTwoClassLoss(AbstractLoss):
+    """A loss of two classes, with one output `f_i` per example.
+
+    Targets have the shape of the outputs, and are -1 and 1, or 0 and 1, or booleans.
+    """
+
+    lower_bound: ClassVar[float | None] = 0.0
+
+    def signs(self, outputs: Array, targets: Array) -> Array:
+        """The class of each example as -1 or 1."""
+        return jnp.where(targets > 0, 1, -1).astype(outputs.dtype)
+
+    def check_targets(self, targets):
+        if is_concrete(targets):
+            values = set(np.unique(np.asarray(targets)).tolist())
+            if not (values <= {-1, 1} or values <= {0, 1}):
+                shown = ", ".join(f"{v:g}" for v in sorted(values)[:5])
+                raise ValueError(
+                    f"{type(self).__name__} needs labels -1 and 1, or 0 and 1, but the targets "
+                    f"take the values {shown}"
+                )
+
+    def check(self, outputs, targets):
+        _same_shape(self, outputs, targets)
+        if np.prod(outputs.shape[1:], dtype=int) != 1:
+            raise ValueError(
+                f"{type(self).__name__} needs one output per example, but the outputs have shape "
+                f"{outputs.shape}; for several classes use SoftmaxCrossEntropyLoss()"
+            )
+
+
+class LogisticLoss(AbstractTwoClassLoss):
     """`log(1 + exp(-s_i f_i))` for two classes, with one output `f_i` per example.
 
     `s_i` is the class of example i, -1 or 1. Targets have the shape of the outputs, and
@@ -159,38 +229,45 @@ class LogisticLoss(AbstractLoss):
     **Raises:** `ValueError`, in `Problem` or `simulate`, for other targets or outputs.
     """
 
-    lower_bound: ClassVar[float | None] = 0.0
-
-    def _signs(self, outputs: Array, targets: Array) -> Array:
-        """The class of each example as -1 or 1."""
-        return jnp.where(targets > 0, 1, -1).astype(outputs.dtype)
-
     def __call__(self, outputs, targets):
         return jnp.logaddexp(
-            jnp.zeros((), outputs.dtype), -self._signs(outputs, targets) * outputs
+            jnp.zeros((), outputs.dtype), -self.signs(outputs, targets) * outputs
         ).reshape(outputs.shape[0])
 
     def derivative(self, outputs, targets):
-        signs = self._signs(outputs, targets)
+        signs = self.signs(outputs, targets)
         return -signs * jax.nn.sigmoid(-signs * outputs)
 
-    def check_targets(self, targets):
-        if is_concrete(targets):
-            values = set(np.unique(np.asarray(targets)).tolist())
-            if not (values <= {-1, 1} or values <= {0, 1}):
-                shown = ", ".join(f"{v:g}" for v in sorted(values)[:5])
-                raise ValueError(
-                    "LogisticLoss needs labels -1 and 1, or 0 and 1, but the targets take the "
-                    f"values {shown}"
-                )
+    def log(self, outputs, targets):
+        s = -self.signs(outputs, targets) * outputs
+        return log_softplus(s).reshape(outputs.shape[0])
 
-    def check(self, outputs, targets):
-        _same_shape(self, outputs, targets)
-        if np.prod(outputs.shape[1:], dtype=int) != 1:
-            raise ValueError(
-                "LogisticLoss needs one output per example, but the outputs have shape "
-                f"{outputs.shape}; for several classes use SoftmaxCrossEntropyLoss()"
-            )
+    def log_derivative(self, outputs, targets):
+        signs = self.signs(outputs, targets)
+        return -signs * log_softplus_derivative(-signs * outputs)
+
+
+class ExponentialLoss(AbstractTwoClassLoss):
+    """`exp(-s_i f_i)` for two classes, with one output `f_i` per example.
+
+    `s_i` is the class of example i, -1 or 1. Targets have the shape of the outputs, and
+    are -1 and 1, or 0 and 1, or booleans.
+
+    **Raises:** `ValueError`, in `Problem` or `simulate`, for other targets or outputs.
+    """
+
+    def __call__(self, outputs, targets):
+        return jnp.exp(self.log(outputs, targets))
+
+    def derivative(self, outputs, targets):
+        signs = self.signs(outputs, targets)
+        return -signs * jnp.exp(-signs * outputs)
+
+    def log(self, outputs, targets):
+        return (-self.signs(outputs, targets) * outputs).reshape(outputs.shape[0])
+
+    def log_derivative(self, outputs, targets):
+        return -self.signs(outputs, targets)
 
 
 class SoftmaxCrossEntropyLoss(AbstractLoss):
@@ -214,6 +291,26 @@ class SoftmaxCrossEntropyLoss(AbstractLoss):
         if jnp.issubdtype(targets.dtype, jnp.integer):
             return chance - jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
         return chance * jnp.sum(targets, axis=-1, keepdims=True) - targets
+
+    def _excess(self, outputs: Array, targets: Array) -> tuple[Array, Array]:
+        """With class labels: `s_i = log sum_j e^(f_ij - f_iy)` over the other classes
+        j, (n,), and its derivative in the outputs, (n, C).
+        """
+        own = jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)
+        others = jnp.where(own > 0, -jnp.inf, outputs)
+        s = jax.nn.logsumexp(others, axis=-1) - jnp.sum(own * outputs, axis=-1)
+        return s, jax.nn.softmax(others, axis=-1) - own
+
+    def log(self, outputs, targets):
+        if not jnp.issubdtype(targets.dtype, jnp.integer):
+            return super().log(outputs, targets)
+        return log_softplus(self._excess(outputs, targets)[0])
+
+    def log_derivative(self, outputs, targets):
+        if not jnp.issubdtype(targets.dtype, jnp.integer):
+            return super().log_derivative(outputs, targets)
+        s, slope = self._excess(outputs, targets)
+        return log_softplus_derivative(s)[:, None] * slope
 
     def check(self, outputs, targets):
         if len(outputs.shape) != 2 or outputs.shape[1] < 2:

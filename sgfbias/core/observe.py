@@ -21,18 +21,21 @@ class Observe(eqx.Module):
     """Computes the observables of a state `(position, integral)`.
 
     They are the loss, the loss integral, other totals of the run, and `functions` of
-    the network by name.
+    the network by name. None in the place of a function stands for the value of that
+    name which the `dynamics` add.
     """
 
     coordinates: AbstractCoordinates
     problem: Problem
-    functions: dict[str, Callable]
+    functions: dict[str, Callable | None]
     # Whether the state is the last one of a run.
     last: bool = eqx.field(static=True, default=False)
+    # The dynamics, if they have observables.
+    dynamics: Any = None
 
     def within(self, coordinates: AbstractCoordinates) -> Observe:
         """The same observables in other coordinates."""
-        return Observe(coordinates, self.problem, self.functions, self.last)
+        return Observe(coordinates, self.problem, self.functions, self.last, self.dynamics)
 
     def __call__(self, state: Any, step: Any = None) -> dict[str, Array]:
         """The observables of `state`.
@@ -51,7 +54,15 @@ class Observe(eqx.Module):
         if integral.ndim and self.last:
             values["example_integral"] = integral
         values |= own_totals(totals)
-        return values | {name: jnp.asarray(f(network)) for name, f in self.functions.items()}
+        own = (
+            {}
+            if self.dynamics is None
+            else self.dynamics.observables(network, self.problem, self.coordinates.memory(position))
+        )
+        return values | {
+            name: jnp.asarray(own[name] if f is None else f(network))
+            for name, f in self.functions.items()
+        }
 
 
 def is_key(leaf: Any) -> bool:

@@ -73,7 +73,14 @@ def median_band(
     return low, high
 
 
-def series(axes: Axes, time: np.ndarray, values: np.ndarray, label: str, unit: str) -> None:
+def series(
+    axes: Axes,
+    time: np.ndarray,
+    values: np.ndarray,
+    label: str,
+    unit: str,
+    clock: str = "flow time",
+) -> None:
     """Draw the median over seeds and the band from the 5% to the 95% quantile against
     time. A series of one run is a line.
 
@@ -83,6 +90,7 @@ def series(axes: Axes, time: np.ndarray, values: np.ndarray, label: str, unit: s
     - `values`: (times,), or (seeds, times). Seeds with values that are not finite are
       left out.
     - `label`, `unit`: of the series.
+    - `clock`: what `time` measures.
     """
     rows = np.atleast_2d(np.asarray(values, np.float64))
     rows = rows[np.isfinite(rows).all(axis=1)]
@@ -94,7 +102,7 @@ def series(axes: Axes, time: np.ndarray, values: np.ndarray, label: str, unit: s
         if low > 0 and high > 20 * low:
             axes.set_yscale("log")
     axes.set_title(label.replace("_", " "), loc="left", fontsize=10)
-    axes.set_xlabel("flow time")
+    axes.set_xlabel(clock)
     axes.set_ylabel(unit)
 
 

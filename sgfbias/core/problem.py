@@ -216,6 +216,14 @@ class Problem(eqx.Module):
         """The training loss `L`, a scalar."""
         return jnp.mean(self.loss(self.outputs(network), self.targets))
 
+    def log_risk(self, network: Any) -> Array:
+        """The logarithm `log L` of the training loss, a scalar.
+
+        With a loss of classification it is finite also where `L` underflows to 0.
+        """
+        logs = self.loss.log(self.outputs(network), self.targets)
+        return jax.nn.logsumexp(logs) - jnp.log(jnp.asarray(self.n, logs.dtype))
+
     def derivatives(self, network: Any) -> Array:
         """The per-example derivatives `l'_i` of the loss in the outputs, (n, ...)."""
         return self.loss.derivative(self.outputs(network), self.targets)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -16,6 +17,7 @@ from sgfbias.core.along import Along
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_float_array, as_whole
 from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.dynamics import FLOW_TIME
 from sgfbias.core.names import did_you_mean
 from sgfbias.core.network import always_recorded, declares
 
@@ -45,8 +47,9 @@ class Record(NamedTuple):
       of declared names; or a mapping from names to functions of the network, in which
       None stands for the declared observable of that name. `loss` and `loss_integral`
       are always recorded, and `penalty` if the problem has one.
-    - `times`: a whole number >= 2 of log-spaced times, which include 0 and the end; or
-      an increasing array of flow times. Default 200.
+    - `times`: a whole number >= 2 of log-spaced times, which include the start and the
+      end; or an increasing array of flow times, or of readings of the clock that the
+      dynamics have instead. Default 200.
     - `path_sums`: whether to sum along every path, step by step, what
       `lyapunov_identity` needs, and to record it besides. Only for a `DiagonalNetwork`
       under a first-order stochastic flow.
@@ -103,25 +106,29 @@ def declared_observables(network: Any, problem: Any) -> dict[str, Callable[[Any]
 
 
 def choose_observables(
-    record: Record, network: Any, problem: Any
-) -> tuple[dict[str, Callable], dict[str, Callable]]:
+    record: Record, network: Any, problem: Any, own: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Callable | None], dict[str, Callable | None]]:
     """The observables to record at every time, and those to record at the end.
 
-    Both are functions of the network by name.
+    Both are functions of the network by name, or None for a value that the dynamics
+    add. `own` has the shapes of these values.
 
     **Raises:** `ValueError` for an unknown name, a value that is not a function, and a
     name that the engine, the network or the problem uses for something else.
     """
-    declared = declared_observables(network, problem)
-    built_in = _built_in(problem)
+    own, built_in = own or {}, _built_in(problem)
+    declared: dict[str, Any] = {
+        **declared_observables(network, problem),
+        **dict.fromkeys(own),
+    }
     for name in declared:
         _check_name(name, declared, declared, built_in)
     if record.observables is None:
-        values = shapes_of(_values, declared, network)
+        values = _shapes(declared, network, own)
         _check_dimensions(values, network, problem)
-        own = always_recorded(network)
+        always = always_recorded(network)
         return {
-            name: f for name, f in declared.items() if values[name].shape == () or name in own
+            name: f for name, f in declared.items() if values[name].shape == () or name in always
         }, declared
     asked = (
         record.observables
@@ -129,7 +136,7 @@ def choose_observables(
         else dict.fromkeys(record.observables)
     )
     asked = {**dict.fromkeys(always_recorded(network)), **asked}
-    series: dict[str, Callable] = {}
+    series: dict[str, Callable | None] = {}
     for name, function in asked.items():
         if name in built_in and function is None:
             continue
@@ -141,16 +148,16 @@ def choose_observables(
                 f"function f of the network: record={{{name!r}: f}}"
             )
         chosen: Any = declared[name] if function is None else function
-        if not callable(chosen):
+        if not callable(chosen) and not (function is None and name in own):
             raise ValueError(
                 f"observable {name!r} must be a function of the network, but is "
                 f"{type(chosen).__name__}"
             )
-        if chosen is not declared.get(name):
+        if chosen is not declared.get(name) or (function is not None and name in own):
             _check_name(name, declared, {**declared, **asked}, built_in, own=True)
         series[name] = chosen
     finals = {**declared, **series}
-    _check_dimensions(shapes_of(_values, finals, network), network, problem)
+    _check_dimensions(_shapes(finals, network, own), network, problem)
     return series, finals
 
 
@@ -160,11 +167,13 @@ def choose_along(
     problem: Any,
     dynamics: Any,
     coordinates: AbstractCoordinates,
-    observables: Mapping[str, Callable],
+    observables: Mapping[str, Callable | None],
+    own: Mapping[str, Any],
 ) -> Along | None:
     """The integrals and sums to record, or None if there are none.
 
-    `observables` are the functions that are recorded besides.
+    `observables` are the functions that are recorded besides, with None for the values
+    that the dynamics add, of which `own` has the shapes.
 
     **Raises:** `ValueError` for what is no mapping from names to functions, for names
     that stand for something else, for sums along a flow, and for values that are no
@@ -187,6 +196,11 @@ def choose_along(
             f"{type(dynamics).__name__} is a flow, which has none: record the integral over flow "
             "time, integrals={name: f(network)}, or run a discrete algorithm"
         )
+    if integrals and dynamics.clock_name != FLOW_TIME:
+        raise ValueError(
+            f"`integrals` of Record are taken over flow time, but {type(dynamics).__name__} runs "
+            f"by a clock of its own, {dynamics.clock_name}: record the values as observables"
+        )
     both = sorted(map(str, integrals.keys() & sums.keys()))
     if both:
         raise ValueError(f"{both[0]!r} is the name of an integral and of a sum: give two names")
@@ -200,7 +214,7 @@ def choose_along(
         _check_name(name, {}, names, built_in)
     found = Along(integrals, sums)
     values = found.shapes(coordinates, network)
-    _check_dimensions({**shapes_of(_values, observables, network), **values}, network, problem)
+    _check_dimensions({**_shapes(observables, network, own), **values}, network, problem)
     return found
 
 
@@ -211,7 +225,7 @@ def _built_in(problem: Any) -> tuple[str, ...]:
 
 def _check_name(
     name: Any,
-    declared: Mapping[str, Callable],
+    declared: Mapping[str, Any],
     names: Mapping[str, Any],
     built_in: Sequence[str],
     *,
@@ -239,7 +253,10 @@ def _check_name(
     elif own and name in declared and kind != "observable":
         what = "is the name of an observable of this run"
     elif own and name in declared:
-        what = f"is declared by the network or the problem; record={{{name!r}: None}} records it"
+        what = (
+            "is declared by the network, the problem or the dynamics; "
+            f"record={{{name!r}: None}} records it"
+        )
     else:
         return
     raise ValueError(f"the {kind} {name!r} needs another name, because that {what}")
@@ -257,6 +274,16 @@ def _check_dimensions(values: Mapping[str, Any], network: Any, problem: Any) -> 
                         f"the observable {other!r} needs another name, because to_xarray() calls a "
                         f"dimension of {name!r} so"
                     )
+
+
+def _shapes(
+    functions: Mapping[str, Callable | None], network: Any, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The shapes of all observables by name, those of the dynamics from `own`."""
+    of_network = {name: f for name, f in functions.items() if f is not None}
+    return shapes_of(_values, of_network, network) | {
+        name: own[name] for name, f in functions.items() if f is None
+    }
 
 
 def _values(functions: Mapping[str, Callable], network: Any) -> dict[str, Any]:
@@ -349,19 +376,45 @@ def time_grid(times: Any, t1: float) -> np.ndarray:
     return np.minimum(wanted, t1)
 
 
-def _increasing(times: Any) -> np.ndarray:
-    """Recorded times as an array; they must be non-negative and increasing."""
+def own_grid(times: Any, start: Any, end: float, clock: str) -> Any:
+    """The readings of a flow's own clock to record, from `start` to `end`.
+
+    If `times` is a number, they are the start, and readings whose distances from it are
+    log-spaced over five decades. If it is an array, they are the given readings. A
+    `start` that is traced is not compared with them.
+
+    **Raises:** `ValueError` for readings outside the run or not increasing, and for a
+    number below 2.
+    """
+    if np.ndim(times) == 0 and not isinstance(times, str):
+        share = time_grid(times, 1.0)
+        return start + (end - start) * share
+    wanted = _increasing(times, negative=True)
+    low = wanted[0] if isinstance(start, jax.core.Tracer) else float(start)
+    slack = 1e-12 * max(abs(low), abs(end))
+    if wanted[0] < low - slack or wanted[-1] > end + slack:
+        raise ValueError(
+            f"recorded readings of {clock} must lie within the run, {low:g} to {end:g}, but go "
+            f"from {wanted[0]:g} to {wanted[-1]:g}"
+        )
+    return np.clip(wanted, low, end)
+
+
+def _increasing(times: Any, *, negative: bool = False) -> np.ndarray:
+    """Recorded times as an array; they must be increasing, and non-negative unless
+    `negative`.
+    """
     wanted = np.atleast_1d(np.asarray(as_float_array(times, "times"), dtype=np.float64))
     if (
         wanted.ndim != 1
         or wanted.size == 0
         or not np.isfinite(wanted).all()
-        or wanted[0] < 0
+        or (wanted[0] < 0 and not negative)
         or (np.diff(wanted) <= 0).any()
     ):
         raise ValueError(
-            "recorded times must be a non-empty increasing list of non-negative numbers, but they "
-            f"are {times!r}"
+            "recorded times must be a non-empty increasing list of "
+            f"{'' if negative else 'non-negative '}numbers, but they are {times!r}"
         )
     return wanted
 

@@ -74,8 +74,9 @@ def simulate(
       has its own start.
     - `steps`: the number of solver steps, which are the iterations of a discrete
       algorithm. Give either `steps` or `t1`.
-    - `t1`: the flow time of the run. A run of fixed steps rounds it up to a whole
-      number of steps. An adaptive flow takes `t1` only.
+    - `t1`: the flow time of the run, or the last reading of the clock that the flow has
+      instead. A run of fixed steps rounds it up to a whole number of steps. An adaptive
+      flow takes `t1` only.
     - `coordinates`: `"mirror"`, `"log"` or `"weights"`, if the network has them.
       Default: the coordinates that the network prefers, or its weights.
     - `solver`: any Diffrax Itô solver, or a Stratonovich solver, for which the drift is
@@ -186,9 +187,12 @@ def simulate(
     # With a penalty, the run does not aim at the least loss.
     least = None if problem.penalty is not None else problem.least_loss(network)
     tolerance = converged_below(problem, least, stop)
-    series, finals = choose_observables(record, network, problem)
-    along = choose_along(record, network, problem, dynamics, moving, finals)
-    observe, finish = Observe(moving, problem, series), Observe(moving, problem, finals, last=True)
+    own = shapes_of(_own_values, dynamics, moving, network, problem)
+    adding = dynamics if own else None
+    series, finals = choose_observables(record, network, problem, own)
+    along = choose_along(record, network, problem, dynamics, moving, finals, own)
+    observe = Observe(moving, problem, series, dynamics=adding)
+    finish = Observe(moving, problem, finals, last=True, dynamics=adding)
 
     clock = dynamics.clock
     run = Run(
@@ -254,6 +258,7 @@ def simulate(
         may_stall=may_stall,
         gave_up=raw.gave_up,
     )
+    status = dynamics.judge(status, raw.final, raw.times[-1])
     return Trajectory(
         series=Named(raw.series),
         final=Named(raw.final),
@@ -272,6 +277,12 @@ def simulate(
         solver=type(solver).__name__,
         own_starts=starts is not None,
     )
+
+
+def _own_values(dynamics: Any, coordinates: Any, network: Any, problem: Any) -> dict[str, Any]:
+    """The values that the dynamics add to the observables, at the start."""
+    memory = coordinates.memory(coordinates.encode(network))
+    return dynamics.observables(network, problem, memory)
 
 
 def _with_keys(networks: Any, network: Any) -> Any:

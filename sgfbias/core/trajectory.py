@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import numpy_for
+from sgfbias.core.dynamics import FLOW_TIME
 from sgfbias.core.names import did_you_mean
 from sgfbias.core.network import AbstractNetwork, declares
 from sgfbias.core.provenance import attributes
@@ -104,7 +105,8 @@ class Trajectory(eqx.Module):
     - `runs.network`: the network at the start. If every seed has its own start
       (`own_starts`), all starts, stacked.
     - `runs.start`: the network at the start, or the first of them.
-    - `runs.times`: (times,), the recorded flow times.
+    - `runs.times`: (times,), the recorded flow times, or readings of the clock that the
+      dynamics have instead.
     - `runs.steps`: (times,), the recorded solver steps, or None for an adaptive solver.
     - `runs.status`: (seeds,), how each seed ended, a `Status`.
     - `runs.statuses()`: the number of seeds with each status.
@@ -198,13 +200,19 @@ class Trajectory(eqx.Module):
             return float(np.atleast_1d(np.asarray(array))[seed])
 
         status = Status(int(np.atleast_1d(np.asarray(self.status))[seed]))
-        loss = pick(self.final["loss"])
+        scalars = {
+            name: pick(value)
+            for name, value in self.final.items()
+            if jnp.ndim(value) == jnp.ndim(self.status)
+        }
+        if (words := self.dynamics.explain(int(status), scalars)) is not None:
+            return words
+        loss = self._loss_in_words(seed)
         early, late = (pick(a) for a in self.averages)
         tolerance = "" if self.tolerance is None else f"{self.tolerance:.2e}"
         return {
-            Status.CONVERGED: f"converged: loss {loss:.2e} is at or below the tolerance "
-            f"{tolerance}",
-            Status.MOVING: f"moving: loss {loss:.2e} "
+            Status.CONVERGED: f"converged: loss {loss} is at or below the tolerance {tolerance}",
+            Status.MOVING: f"moving: loss {loss} "
             + (
                 f"is still above the tolerance {tolerance}"
                 if self.tolerance is not None
@@ -228,6 +236,17 @@ class Trajectory(eqx.Module):
             return "the least loss of this problem is not known"
         return "with a penalty the run does not aim at the least loss"
 
+    def _loss_in_words(self, seed: int) -> str:
+        """The loss of a seed at the end, from its logarithm if it has underflowed."""
+        loss = float(np.atleast_1d(np.asarray(self.final["loss"]))[seed])
+        if loss != 0:
+            return f"{loss:.2e}"
+        networks = self.networks
+        if jnp.ndim(self.status):
+            networks = jax.tree.map(lambda v: v[seed] if eqx.is_array(v) else v, networks)
+        exponent = float(self.problem.log_risk(networks)) / np.log(10)
+        return f"10^{exponent:.1f}" if np.isfinite(exponent) else "0"
+
     def _why_not_finite(self, seed: int) -> str:
         """When the loss of a seed stopped being finite, and what to look at."""
         losses = np.asarray(self.series["loss"])
@@ -238,7 +257,8 @@ class Trajectory(eqx.Module):
                 "non-finite: the loss is NaN or infinite at the start, before the first step; look "
                 "at the parameters of the model, and at the loss on these data"
             )
-        when = f" by flow time {times[bad[0]]:g}" if bad.size else ""
+        clock = self.dynamics.clock_name
+        when = f" by {clock} {times[bad[0]]:g}" if bad.size else ""
         return (
             f"non-finite: the loss or a parameter became NaN or infinite{when}; the step size is "
             "too large, or the model or a schedule returned NaN there"
@@ -262,6 +282,7 @@ class Trajectory(eqx.Module):
             "example_integral": "loss * flow time",
             **declares(self.start, "units"),
             **self.problem.units(),
+            **self.dynamics.units(),
         }
         seed = () if single else ("seed",)
 
@@ -277,10 +298,9 @@ class Trajectory(eqx.Module):
             np.asarray(self.status),
             {"units": "1", "meaning": dict(enumerate(STATUS_WORDS)).__str__()},
         )
-        data["stop_time"] = xr.Variable(seed, np.asarray(self.stop_time), {"units": "flow time"})
-        coords: dict[str, Any] = {
-            "time": xr.Variable("time", np.asarray(self.times), {"units": "flow time"})
-        }
+        clock = {"units": self.dynamics.clock_name}
+        data["stop_time"] = xr.Variable(seed, np.asarray(self.stop_time), clock)
+        coords: dict[str, Any] = {"time": xr.Variable("time", np.asarray(self.times), clock)}
         if not single:
             coords["seed"] = np.arange(self.status.shape[0])
         if self.steps is not None:
@@ -301,9 +321,9 @@ class Trajectory(eqx.Module):
         return xr.Dataset(data, coords, attrs | {"references": json.dumps(self.references)})
 
     def plot(self, *names: str) -> Any:
-        """A picture of the runs: each series against flow time, with the median over
-        seeds and the band from the 5% to the 95% quantile, and how the seeds ended.
-        Seeds whose values are not finite are left out of the curves.
+        """A picture of the runs: each series against the clock of the run, with the
+        median over seeds and the band from the 5% to the 95% quantile, and how the
+        seeds ended. Seeds whose values are not finite are left out of the curves.
 
         **Arguments:**
 
@@ -331,11 +351,15 @@ class Trajectory(eqx.Module):
             "loss_integral": "loss * flow time",
             **declares(self.start, "units"),
             **self.problem.units(),
+            **self.dynamics.units(),
         }
+        clock = self.dynamics.clock_name
         figure, axes = plot.grid(len(shown) + 1)
         times = np.asarray(self.times)
         for name, panel in zip(shown, axes, strict=False):
-            plot.series(panel, times, np.asarray(self.series[name]), name, units.get(name, ""))
+            plot.series(
+                panel, times, np.asarray(self.series[name]), name, units.get(name, ""), clock
+            )
         plot.statuses(axes[-1], self.statuses(), STATUS_WORDS)
         return figure
 
@@ -359,13 +383,14 @@ class Trajectory(eqx.Module):
                 eqx.filter((self.series, self.final, self.networks), eqx.is_array)
             )
         )
-        end = float(self.times[-1])
+        clock, end = self.dynamics.clock_name, float(self.times[-1])
+        first = "0" if clock == FLOW_TIME else f"{clock} {float(self.times[0]):g}"
         steps = "adaptive steps" if self.steps is None else f"{int(self.steps[-1]):,} steps"
         lines = [
             f"Trajectory of {type(self.dynamics).__name__} in {self.coordinates} "
             f"({self.solver}), {self.problem.dtype}",
             f"  seeds   {seeds}{' (no seed axis)' if single else ''}",
-            f"  time    0 to {end:g}, {steps}, {self.times.shape[0]} recorded",
+            f"  time    {first} to {end:g}, {steps}, {self.times.shape[0]} recorded",
             f"  status  {', '.join(f'{count} {word}' for word, count in self.statuses().items())}",
             f"  memory  {size / 1e6:.1f} MB",
         ]

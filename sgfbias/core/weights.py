@@ -172,37 +172,6 @@ def _frozen_part(network: Any, trainable: Any) -> Any:
     return eqx.combine(frozen, eqx.filter(chosen, eqx.is_inexact_array, inverse=True))
 
 
-class Phase(AbstractCoordinates):
-    """The position of `base` and its velocity, for dynamics with inertia.
-
-    The velocity is the derivative in flow time, and starts at 0.
-    """
-
-    base: AbstractCoordinates
-    features: int | None = eqx.field(static=True)
-
-    def __init__(self, base: AbstractCoordinates):
-        self.base, self.features = base, base.features
-
-    def encode(self, network):
-        start = self.base.encode(network)
-        return start, jax.tree.map(jnp.zeros_like, start)
-
-    def decode(self, position):
-        return self.base.decode(position[0])
-
-    def gradient(self, position, function):
-        still = jax.tree.map(jnp.zeros_like, position[0])
-        return still, self.base.gradient(position[0], function)
-
-    def linearise(self, position, inputs):
-        outputs, vjp = self.base.linearise(position[0], inputs)
-        return outputs, lambda cotangent: (
-            jax.tree.map(jnp.zeros_like, position[0]),
-            vjp(cotangent),
-        )
-
-
 class CoordinatesOf(eqx.Module):
     """The coordinates of the state as a function of the start.
 

@@ -340,3 +340,22 @@ def test_refusals(dynamics, record, words):
             dynamics, START, PROBLEM, steps=2, record=sgf.Record(times=2)._replace(**record),
             **OPTIONS,
         )  # fmt: skip
+
+
+def test_integrals_of_a_run_with_a_penalty():
+    """With the penalty `|w|^2 / 2` rates grow by 1. Its name is taken in such a run."""
+
+    def ridge(network, step):
+        return jnp.sum(network.w**2) / 2
+
+    problem = sgf.Problem(PROBLEM.inputs, PROBLEM.targets, penalty=ridge)
+    record = sgf.Record(times=6, integrals={"area": area})
+    runs = sgf.simulate(sgf.GradientFlow(), START, problem, t1=3.0, record=record, **OPTIONS)
+    rates = RATES + 1
+    times = np.asarray(runs.times)[:, None]
+    wanted = np.asarray(START.w) * -np.expm1(-rates * times) / rates
+    np.testing.assert_allclose(runs["area"], wanted, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(runs["penalty"][0], 5)
+    record = sgf.Record(integrals={"penalty": area})
+    with pytest.raises(ValueError, match="the integral 'penalty' needs another name"):
+        sgf.simulate(sgf.GradientFlow(), START, problem, t1=3.0, record=record, **OPTIONS)

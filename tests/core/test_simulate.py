@@ -390,7 +390,7 @@ def test_gradient_flow_in_float32_arrives_and_agrees():
 
 
 def test_an_adaptive_solver_that_gives_up_says_so(monkeypatch):
-    monkeypatch.setattr("sgfbias.core.adaptive.ADAPTIVE_STEPS", 9)
+    monkeypatch.setattr("sgfbias.core.dynamics.ADAPTIVE_STEPS", 9)
     runs = sgf.simulate(sgf.GradientFlow(rtol=1e-10), network(0.07), small_problem(5), t1=1e3)
     assert runs.statuses() == {"gave up": 1}
     assert "ran out of steps" in runs.reason()
