@@ -18,6 +18,7 @@ from sgfbias.core.checks import as_float_array, as_whole
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.names import did_you_mean
 from sgfbias.core.network import always_recorded, declares
+from sgfbias.core.observe import together, values_of
 
 BUILT_IN = ("loss", "loss_integral")
 # Names that a Dataset of runs has besides those of observables.
@@ -116,7 +117,7 @@ def choose_observables(
     for name in declared:
         _check_name(name, declared, declared)
     if record.observables is None:
-        values = shapes_of(_values, declared, network)
+        values = _shapes(declared, network)
         _check_dimensions(values, network, problem)
         own = always_recorded(network)
         return {
@@ -149,7 +150,7 @@ def choose_observables(
             _check_name(name, declared, {**declared, **asked}, own=True)
         series[name] = chosen
     finals = {**declared, **series}
-    _check_dimensions(shapes_of(_values, finals, network), network, problem)
+    _check_dimensions(_shapes(finals, network), network, problem)
     return series, finals
 
 
@@ -200,7 +201,7 @@ def choose_along(
         _check_name(name, {}, names)
     found = Along(integrals, sums)
     values = found.shapes(coordinates, network)
-    _check_dimensions({**shapes_of(_values, observables, network), **values}, network, problem)
+    _check_dimensions({**_shapes(observables, network), **values}, network, problem)
     return found
 
 
@@ -252,9 +253,9 @@ def _check_dimensions(values: Mapping[str, Any], network: Any, problem: Any) -> 
                     )
 
 
-def _values(functions: Mapping[str, Callable], network: Any) -> dict[str, Any]:
-    """The values of the observables of a network, by name."""
-    return {name: f(network) for name, f in functions.items()}
+def _shapes(functions: Mapping[str, Callable], network: Any) -> dict[str, Any]:
+    """The shapes of the observables of a network, by name."""
+    return shapes_of(values_of, together(dict(functions)), network)
 
 
 def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:

@@ -26,7 +26,7 @@ from sgfbias.core.engine import MAX_CHUNK
 from sgfbias.core.fused import check_choice, choose_fused
 from sgfbias.core.names import Named
 from sgfbias.core.network import AbstractNetwork, with_path_sums
-from sgfbias.core.observe import Observe, keys_again
+from sgfbias.core.observe import Observe, keys_again, together
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import reporter
 from sgfbias.core.record import as_record, choose_along, choose_observables
@@ -183,7 +183,8 @@ def simulate(
     tolerance = converged_below(problem, least, stop)
     series, finals = choose_observables(record, network, problem)
     along = choose_along(record, network, problem, dynamics, moving, finals)
-    observe, finish = Observe(moving, problem, series), Observe(moving, problem, finals, last=True)
+    observe = Observe(moving, problem, together(series))
+    finish = Observe(moving, problem, together(finals), last=True)
 
     clock = dynamics.clock
     run = Run(
