@@ -161,7 +161,7 @@ class Observables(AbstractJoint):
 
     def __call__(self, network: Any, names: tuple[str, ...]) -> dict[str, Array]:
         start = self.start
-        found = {
+        found: dict[str, Array] = {
             name: getattr(start, name)(network)
             for name in ("distance", "flips", "tangent_error")
             if name in names

@@ -183,8 +183,10 @@ def predicted(
     the distance is `sqrt(a^T K_l a)`.
     """
     dtype = problem.dtype
-    whole, f0 = (jnp.asarray(v, dtype) for v in (sum(kernels), f0))
-    a = np.asarray(_sum(whole, f0, problem, jnp.asarray(rate / problem.n, dtype), jnp.int32(steps)))
+    whole, start = (jnp.asarray(v, dtype) for v in (sum(kernels), f0))
+    a = np.asarray(
+        _sum(whole, start, problem, jnp.asarray(rate / problem.n, dtype), jnp.int32(steps))
+    )
     return np.asarray([np.sqrt(a @ part @ a) for part in kernels])
 
 
