@@ -40,7 +40,7 @@ class TestLazy(StudyCase):
         "units that switch more": ("flips", lambda v: 1.3 * v, "as many units switch as lie"),
         "a kernel that changes as the distance": (
             lambda ds: ds.assign(kernel_drift=ds["distance"].mean("layer")),
-            "change of the kernel falls faster",
+            "change of the kernel falls with the width",
         ),
         "another gradient": ("identity_error", lambda v: v + 1e-3, "is a quadratic form"),
         "a gradient below its floor": ("floor", lambda v: v / 3, "stays above the floor"),
@@ -83,7 +83,7 @@ class TestLazy(StudyCase):
             "flips": (0.3 * noise / np.sqrt(m))[..., None] * layers,
             "floor": 2 * noise[..., None] * layers,
             "typical_floor": 4 * noise[..., None] * layers,
-            "identity_error": 1e-6 * noise[..., None] * layers,
+            "identity_error": 1e-13 * noise[..., None] * layers,
         }
         scalars = {
             "steps": 50 * noise,

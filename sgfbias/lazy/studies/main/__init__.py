@@ -9,7 +9,7 @@ from sgfbias.lazy.studies.main.config import Config as Config
 from sgfbias.lazy.studies.main.figure import plot as plot
 from sgfbias.lazy.studies.main.measure import measure as measure
 
-PRECISION = "float32"
+PRECISION = "float64"
 SECONDS = 90
 REFERENCES = {
     "zou2018": "the network, the data, the family of losses, and training near the start",

@@ -74,7 +74,7 @@ def measure(config: Config, log: Log) -> Columns:
         n=config.examples,
         d=config.inputs,
         separation=SEPARATION,
-        dtype=jnp.float32,
+        dtype=jnp.float64,
     )
     shape = (len(LOSSES), len(widths), seeds)
     found = {name: np.full((*shape, depth), np.nan) for name in LAYERED}
@@ -86,7 +86,7 @@ def measure(config: Config, log: Log) -> Columns:
     for k, width in enumerate(widths):
         log(f"networks of width {width}")
         for s, key in enumerate(config.keys(0, seeds)):
-            start = DeepReLU.init(key, config.inputs, width=width, depth=depth, dtype=jnp.float32)
+            start = DeepReLU.init(key, config.inputs, width=width, depth=depth, dtype=jnp.float64)
             kernels = [np.asarray(part) for part in ntk(start, plain).layers.values()]
             f0 = np.asarray(jax.vmap(start)(plain.inputs))
             for l, (loss, smooth) in enumerate(LOSSES.values()):
