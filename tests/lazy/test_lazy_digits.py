@@ -85,6 +85,7 @@ def test_the_images_are_those_of_scikit_learn():
     assert np.bincount(everything.targets).tolist() == np.bincount(labels).tolist()
 
 
+@pytest.mark.slow
 def test_the_conv_net_has_three_structured_layers():
     net = SmallConvNet(jax.random.key(0), 2)
     assert net(jnp.ones(64)).shape == (10,)
