@@ -109,13 +109,8 @@ for k, name in enumerate(nets):
     for version, colour in (("standard", COLOURS["gd"]), ("rescaled", COLOURS["sgf"])):
         before = kernels[name].alignment(problem.targets)
         after = lazy.ntk(trained[name, version], problem).alignment(problem.targets)
-        axes.plot(
-            [2 * k, 2 * k + 1],
-            [before, after],
-            "-o",
-            color=colour,
-            label=f"{version}"[: 9 * (not k)],
-        )
+        label = version if k == 0 else None
+        axes.plot([2 * k, 2 * k + 1], [before, after], "-o", color=colour, label=label)
 tidy(
     axes,
     title="Alignment of the kernel with the labels",

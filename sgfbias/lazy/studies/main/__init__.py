@@ -10,7 +10,7 @@ from sgfbias.lazy.studies.main.figure import plot as plot
 from sgfbias.lazy.studies.main.measure import measure as measure
 
 PRECISION = "float64"
-SECONDS = 90
+SECONDS = 120
 REFERENCES = {
     "zou2018": "the network, the data, the family of losses, and training near the start",
     "chizat2019": "the scale of the outputs, which decides whether training is lazy",
