@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import bits
+import kernels
 import peers
 import precision
 import promises
@@ -49,6 +50,9 @@ MEASUREMENTS = {
         protocol.linear_three,
         small.small,
         bits.bit_attacks,
+        kernels.tangent_kernels,
+        kernels.kernel_blocks,
+        kernels.kernel_extremes,
     )
 }
 

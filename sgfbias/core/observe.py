@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import abc
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -15,6 +16,71 @@ from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.problem import Problem
 from sgfbias.core.products import Steady
 from sgfbias.core.tiles import map_groups, map_seeds
+
+
+class AbstractJoint(eqx.Module):
+    """Several observables of a network that share what they compute.
+
+    A subclass defines `__call__(network, names)`, which returns the observables with
+    these names. `joint.observable(name)` is one of them, a function of the network. A
+    run that records several of one joint object calls it once.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, network: Any, names: tuple[str, ...]) -> dict[str, Array]:
+        """The observables called `names`, by name."""
+
+    def observable(self, name: str) -> Callable[[Any], Array]:
+        """The observable called `name`, as a function of the network."""
+        return _One(self, name)
+
+
+class _One(eqx.Module):
+    """One of the observables of a joint object."""
+
+    joint: AbstractJoint
+    name: str = eqx.field(static=True)
+
+    def __call__(self, network: Any) -> Array:
+        return self.joint(network, (self.name,))[self.name]
+
+
+class _Some(eqx.Module):
+    """Some of the observables of a joint object, with the names of the record."""
+
+    joint: AbstractJoint
+    names: tuple[tuple[str, str], ...] = eqx.field(static=True)
+
+    def __call__(self, network: Any) -> dict[str, Array]:
+        found = self.joint(network, tuple(dict.fromkeys(own for _, own in self.names)))
+        return {name: found[own] for name, own in self.names}
+
+
+def together(functions: Mapping[str, Callable | None]) -> dict[str, Callable | None]:
+    """The functions with those of one joint object as one function.
+
+    It returns a dictionary, and its name has all their names. What is None stays so.
+    """
+    groups: dict[int, dict[str, _One]] = {}
+    for name, function in functions.items():
+        if isinstance(function, _One):
+            groups.setdefault(id(function.joint), {})[name] = function
+    found: dict[str, Callable | None] = {
+        name: f for name, f in functions.items() if not isinstance(f, _One)
+    }
+    for members in groups.values():
+        names = tuple((name, one.name) for name, one in members.items())
+        found["/".join(members)] = _Some(next(iter(members.values())).joint, names)
+    return found
+
+
+def values_of(functions: Mapping[str, Any], network: Any) -> dict[str, Array]:
+    """The values of functions of the network by name, with `together` or without."""
+    values: dict[str, Array] = {}
+    for name, function in functions.items():
+        value = function(network)
+        values |= value if isinstance(function, _Some) else {name: jnp.asarray(value)}
+    return values
 
 
 class Observe(eqx.Module):
@@ -54,15 +120,16 @@ class Observe(eqx.Module):
         if integral.ndim and self.last:
             values["example_integral"] = integral
         values |= own_totals(totals)
-        own = (
-            {}
-            if self.dynamics is None
-            else self.dynamics.observables(network, self.problem, self.coordinates.memory(position))
+        values |= values_of(
+            {name: f for name, f in self.functions.items() if f is not None}, network
         )
-        return values | {
-            name: jnp.asarray(own[name] if f is None else f(network))
-            for name, f in self.functions.items()
-        }
+        if self.dynamics is not None:
+            memory = self.coordinates.memory(position)
+            own = self.dynamics.observables(network, self.problem, memory)
+            values |= {
+                name: jnp.asarray(own[name]) for name, f in self.functions.items() if f is None
+            }
+        return values
 
 
 def is_key(leaf: Any) -> bool:

@@ -20,6 +20,7 @@ from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.dynamics import FLOW_TIME
 from sgfbias.core.names import did_you_mean
 from sgfbias.core.network import always_recorded, declares
+from sgfbias.core.observe import together, values_of
 
 BUILT_IN = ("loss", "loss_integral")
 # Names that a Dataset of runs has besides those of observables.
@@ -281,14 +282,9 @@ def _shapes(
 ) -> dict[str, Any]:
     """The shapes of all observables by name, those of the dynamics from `own`."""
     of_network = {name: f for name, f in functions.items() if f is not None}
-    return shapes_of(_values, of_network, network) | {
+    return shapes_of(values_of, together(of_network), network) | {
         name: own[name] for name, f in functions.items() if f is None
     }
-
-
-def _values(functions: Mapping[str, Callable], network: Any) -> dict[str, Any]:
-    """The values of the observables of a network, by name."""
-    return {name: f(network) for name, f in functions.items()}
 
 
 def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:

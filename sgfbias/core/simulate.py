@@ -28,7 +28,7 @@ from sgfbias.core.engine import MAX_CHUNK
 from sgfbias.core.fused import check_choice, choose_fused
 from sgfbias.core.names import Named
 from sgfbias.core.network import AbstractNetwork, with_path_sums
-from sgfbias.core.observe import Observe, keys_again
+from sgfbias.core.observe import Observe, keys_again, together
 from sgfbias.core.problem import Problem
 from sgfbias.core.progress import reporter
 from sgfbias.core.record import as_record, choose_along, choose_observables
@@ -191,8 +191,8 @@ def simulate(
     adding = dynamics if own else None
     series, finals = choose_observables(record, network, problem, own)
     along = choose_along(record, network, problem, dynamics, moving, finals, own)
-    observe = Observe(moving, problem, series, dynamics=adding)
-    finish = Observe(moving, problem, finals, last=True, dynamics=adding)
+    observe = Observe(moving, problem, together(series), dynamics=adding)
+    finish = Observe(moving, problem, together(finals), last=True, dynamics=adding)
 
     clock = dynamics.clock
     run = Run(

@@ -8,6 +8,7 @@ weights moves little, and its training is that of a fixed kernel, the tangent ke
 from sgfbias.core.tangent import tangent_kernel
 from sgfbias.lazy.function_space import KernelFlow as KernelFlow
 from sgfbias.lazy.function_space import kernel_flow as kernel_flow
+from sgfbias.lazy.losses import PowerLoss as PowerLoss
 from sgfbias.lazy.models import Linearised as Linearised
 from sgfbias.lazy.models import Rescaled as Rescaled
 from sgfbias.lazy.models import linearise as linearise

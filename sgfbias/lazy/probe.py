@@ -17,6 +17,7 @@ from sgfbias.core.checks import is_concrete
 from sgfbias.core.gram import groups_of
 from sgfbias.core.jacobian import Jacobian
 from sgfbias.core.kernel import TangentKernel
+from sgfbias.core.observe import AbstractJoint
 from sgfbias.core.problem import Problem
 from sgfbias.core.tangent import tangent_kernel, trainable_leaves
 from sgfbias.core.weights import cast
@@ -153,24 +154,30 @@ def start_of(network: Any, given: Any, trainable: Any = None) -> Start:
     )
 
 
-class _Observable(eqx.Module):
-    """One quantity of a network against a start, a function of the network."""
+class Observables(AbstractJoint):
+    """The quantities of a network against a start, which share one kernel."""
 
     start: Start
-    name: str = eqx.field(static=True)
 
-    def __call__(self, network: Any) -> Array:
+    def __call__(self, network: Any, names: tuple[str, ...]) -> dict[str, Array]:
         start = self.start
-        if self.name == "relative_distance":
-            return start.distance(network) / start.size()
-        if self.name in ("distance", "flips", "tangent_error"):
-            return getattr(start, self.name)(network)
+        found: dict[str, Array] = {
+            name: getattr(start, name)(network)
+            for name in ("distance", "flips", "tangent_error")
+            if name in names
+        }
+        if "relative_distance" in names:
+            found["relative_distance"] = start.distance(network) / start.size()
+        if found.keys() >= set(names):
+            return found
         kernel = start.kernel_of(network)
-        if self.name == "gradient_ratio":
-            return start.gradient_ratio(kernel, network)
-        if self.name == "least":
-            return kernel.least
-        return {"kernel_drift": start.drift, "kernel_alignment": start.alignment}[self.name](kernel)
+        of_kernel: dict[str, Callable[[], Array]] = {
+            "kernel_drift": lambda: start.drift(kernel),
+            "kernel_alignment": lambda: start.alignment(kernel),
+            "least": lambda: kernel.least,
+            "gradient_ratio": lambda: start.gradient_ratio(kernel, network),
+        }
+        return found | {name: f() for name, f in of_kernel.items() if name in names}
 
 
 class Probe:
@@ -220,8 +227,9 @@ class Probe:
             "gradient_ratio",
             "tangent_error",
         )
+        joint = Observables(self.start)
         self.observables: dict[str, Callable[[Any], Array]] = {
-            name: _Observable(self.start, name) for name in names
+            name: joint.observable(name) for name in names
         }
 
     @property

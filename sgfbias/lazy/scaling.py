@@ -63,7 +63,7 @@ class Scaling(NamedTuple):
         The exponent is NaN if a run did not reach the loss, or a quantity is not
         positive.
         """
-        return Named({name: _slope(self.values, rows) for name, rows in self.quantities.items()})
+        return Named({name: exponent(self.values, rows) for name, rows in self.quantities.items()})
 
     @property
     def lost(self) -> int:
@@ -234,7 +234,7 @@ def _trained(
     )
 
 
-def _slope(values: np.ndarray, rows: np.ndarray) -> Estimate:
+def exponent(values: np.ndarray, rows: np.ndarray) -> Estimate:
     """The exponent of rows (values, seeds) in the values, with its interval."""
     from scipy.stats import linregress, t
 

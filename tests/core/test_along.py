@@ -12,6 +12,7 @@ import pytest
 from helpers import network, small_problem
 
 import sgfbias as sgf
+from sgfbias.core.observe import AbstractJoint
 
 RATES = np.asarray([0.5, 2.0])
 
@@ -359,3 +360,28 @@ def test_integrals_of_a_run_with_a_penalty():
     record = sgf.Record(integrals={"penalty": area})
     with pytest.raises(ValueError, match="the integral 'penalty' needs another name"):
         sgf.simulate(sgf.GradientFlow(), START, problem, t1=3.0, record=record, **OPTIONS)
+
+
+def test_observables_of_one_joint_object_are_computed_once():
+    """Under the names of the record, of a network that is traced once per place."""
+    calls = []
+
+    class Joint(AbstractJoint):
+        scale: jax.Array
+
+        def __call__(self, network, names):
+            calls.append(names)
+            both = {"sum": jnp.sum(network.w), "twice": 2 * jnp.sum(network.w)}
+            return {name: self.scale * both[name] for name in names}
+
+    joint = Joint(jnp.asarray(3.0))
+    alone = {name: joint.observable(name) for name in ("sum", "twice")}
+    np.testing.assert_allclose(alone["twice"](START), 3 * 2 * (1 - 3))
+    calls.clear()
+    record = sgf.Record({"a": alone["sum"], "b": alone["twice"], "w": area}, times=3)
+    runs = sgf.simulate(
+        sgf.GradientDescent(STEP), START, PROBLEM, steps=4, record=record, **OPTIONS
+    )
+    assert set(calls) == {("sum", "twice")}
+    np.testing.assert_allclose(runs["a"], 3 * np.sum(runs["w"], axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(runs["b"], 2 * runs["a"], rtol=1e-12)

@@ -193,7 +193,9 @@ def few(*fast):
     return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in MODELS]
 
 
-@pytest.mark.parametrize("name", few("MLP", "convolutions", "one weight, two biases", "GRU"))
+@pytest.mark.parametrize(
+    "name", few("MLP", "convolutions", "one weight, two biases", "weight used elsewhere")
+)
 def test_the_kernel_is_that_of_the_jacobian(name):
     model, inputs, by_gradients = MODELS[name]
     kernel = sgf.tangent_kernel(model, inputs)
@@ -233,7 +235,7 @@ def test_the_two_forms_and_the_blocks_agree(name, monkeypatch):
     np.testing.assert_allclose(summed.matrix, np.einsum("ijaa->ij", full), **tolerance)
 
 
-@pytest.mark.parametrize("name", ["MLP", "convolutions"])
+@pytest.mark.parametrize("name", ["MLP", pytest.param("convolutions", marks=pytest.mark.slow)])
 def test_float32(name):
     model, inputs, _ = MODELS[name]
     kernel = sgf.tangent_kernel(model, inputs.astype(jnp.float32))
@@ -286,17 +288,18 @@ def test_layers_that_are_mapped_or_scanned_are_told_apart():
     assert [call.shape for call in calls] == [(2,)]
 
 
+class Frozen(sgf.AbstractNetwork):
+    first: eqx.nn.Linear
+    last: eqx.nn.Linear
+
+    def __call__(self, x):
+        return self.last(jnp.tanh(self.first(x)))
+
+    def trainable(self):
+        return eqx.tree_at(lambda m: m.last, jax.tree.map(lambda _: True, self), False)
+
+
 def test_trainable_declared_and_given():
-    class Frozen(sgf.AbstractNetwork):
-        first: eqx.nn.Linear
-        last: eqx.nn.Linear
-
-        def __call__(self, x):
-            return self.last(jnp.tanh(self.first(x)))
-
-        def trainable(self):
-            return eqx.tree_at(lambda m: m.last, jax.tree.map(lambda _: True, self), False)
-
     model = Frozen(eqx.nn.Linear(3, 4, key=KEY), eqx.nn.Linear(4, 2, key=KEY))
     inputs = normal(8, 5, 3)
     kernel = sgf.tangent_kernel(model, inputs)
@@ -304,8 +307,13 @@ def test_trainable_declared_and_given():
     all_of = sgf.tangent_kernel(model, inputs, trainable=True)
     assert all_of.groups == ("first", "last")
     np.testing.assert_allclose(kernel.matrix, all_of.layers["first"], rtol=1e-12)
-    # A run leaves alone what is frozen, unless it is told otherwise.
-    problem = sgf.Problem(inputs, normal(9, 5, 2))
+
+
+@pytest.mark.slow
+def test_a_run_leaves_alone_what_is_frozen():
+    """Unless it is told otherwise, also from starts of its own."""
+    model = Frozen(eqx.nn.Linear(3, 4, key=KEY), eqx.nn.Linear(4, 2, key=KEY))
+    problem = sgf.Problem(normal(8, 5, 3), normal(9, 5, 2))
     keys = {"keys": sgf.seeds(0, 2), "steps": 3}
     algorithm = sgf.StochasticGradientDescent(0.1, 2)
     start = model.last.weight
@@ -467,23 +475,23 @@ def test_refusals(monkeypatch):
         sgf.tangent_kernel(model, inputs)
 
 
-def test_the_jacobian_of_a_problem():
+@pytest.mark.parametrize("microbatch", [2, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_jacobian_of_a_problem(microbatch):
     model, inputs, _ = MODELS["MLP"]
     problem = sgf.Problem(inputs, normal(1, 5, 3))
     rows = np.asarray(jacobian_of(model, inputs)).reshape(15, -1)
-    for microbatch in (None, 2):
-        operator = problem.jacobian(model, microbatch=microbatch)
-        flat, unravel = jax.flatten_util.ravel_pytree(operator.parameters)
-        v, c = normal(2, *flat.shape), normal(3, 5, 3)
-        np.testing.assert_allclose(
-            operator.product(unravel(v)).reshape(-1), rows @ v, rtol=0, atol=1e-12
-        )
-        pulled = jax.flatten_util.ravel_pytree(operator.transpose_product(c))[0]
-        np.testing.assert_allclose(pulled, rows.T @ c.reshape(-1), rtol=0, atol=1e-12)
-        np.testing.assert_allclose(
-            operator.gram(c).reshape(-1), rows @ rows.T @ c.reshape(-1), rtol=0, atol=1e-11
-        )
-        np.testing.assert_allclose(operator.gram(), rows @ rows.T, rtol=0, atol=1e-11)
+    operator = problem.jacobian(model, microbatch=microbatch)
+    flat, unravel = jax.flatten_util.ravel_pytree(operator.parameters)
+    v, c = normal(2, *flat.shape), normal(3, 5, 3)
+    np.testing.assert_allclose(
+        operator.product(unravel(v)).reshape(-1), rows @ v, rtol=0, atol=1e-12
+    )
+    pulled = jax.flatten_util.ravel_pytree(operator.transpose_product(c))[0]
+    np.testing.assert_allclose(pulled, rows.T @ c.reshape(-1), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        operator.gram(c).reshape(-1), rows @ rows.T @ c.reshape(-1), rtol=0, atol=1e-11
+    )
+    np.testing.assert_allclose(operator.gram(), rows @ rows.T, rtol=0, atol=1e-11)
     with pytest.raises(ValueError, match=r"`cotangent` must have the shape.*\(5, 3\)"):
         operator.transpose_product(jnp.ones(5))
     with pytest.raises(ValueError, match="`tangent` must be a PyTree like the trainable"):

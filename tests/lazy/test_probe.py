@@ -138,7 +138,10 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("relu", "tanh") else pytest.param(n, marks=pytest.mark.slow) for n in ACTIVATIONS],
+)
 def test_kinks_are_found_where_they_are(name):
     activation, kinked = ACTIVATIONS[name]
     model = eqx.nn.MLP(D, 2, 8, 2, activation=activation, key=KEY)

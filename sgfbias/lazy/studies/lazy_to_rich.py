@@ -30,6 +30,7 @@ from sgfbias.study import (
 from sgfbias.study.plotting import COLOURS, Figure, finish, panels
 from sgfbias.study.statistics import arrow, log_slope, span
 
+NAME = "lazy-to-rich"
 PRECISION = "float64"
 SECONDS = 30
 REFERENCES = {
