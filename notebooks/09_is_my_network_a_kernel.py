@@ -90,7 +90,7 @@ def train(model, loss=0.3):
 versions = {}
 for name, net in nets.items():
     versions[name, "standard"] = net
-    versions[name, "rescaled"] = lazy.rescale(net, 30.0)
+    versions[name, "rescaled"] = lazy.rescale(net, 100.0)
 trained = {which: train(model) for which, model in versions.items()}
 found = {which: lazy.measure(versions[which], trained[which], problem) for which in versions}
 for which, table in found.items():
@@ -103,30 +103,7 @@ for which, table in found.items():
 # small, few units switch, and the linearised model is nearly the network. The table
 # says in which layer the change happens.
 
-# %%
-figure, axes = plt.subplots(figsize=(6, 4))
-for k, name in enumerate(nets):
-    for version, colour in (("standard", COLOURS["gd"]), ("rescaled", COLOURS["sgf"])):
-        before = kernels[name].alignment(problem.targets)
-        after = lazy.ntk(trained[name, version], problem).alignment(problem.targets)
-        label = version if k == 0 else None
-        axes.plot([2 * k, 2 * k + 1], [before, after], "-o", color=colour, label=label)
-tidy(
-    axes,
-    title="Alignment of the kernel with the labels",
-    x="at the start and at the end",
-    y="cosine",
-    x_scale="linear",
-    y_scale="linear",
-)
-axes.set_xticks([0.5, 2.5], list(nets))
-axes.legend(frameon=False, fontsize=9)
-plt.show()
-
 # %% [markdown]
-# **What to look at.** Where the kernel changes, it changes towards the labels: examples
-# of one class become more alike. A kernel that stays cannot do this.
-#
 # ## Is the kernel as good?
 #
 # If training were that of the kernel, its test accuracy would be that of regression

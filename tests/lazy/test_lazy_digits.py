@@ -13,7 +13,7 @@ from study_case import StudyCase
 
 from sgfbias import lazy
 from sgfbias.lazy.digits import SmallConvNet, digits
-from sgfbias.lazy.studies.digits import NETWORKS, SCALES, Config
+from sgfbias.lazy.studies.digits import NETWORKS, SCALES, Config, class_alignment
 
 SEEDS = 2
 
@@ -30,17 +30,23 @@ class TestLazyDigits(StudyCase):
         ),
         "a kernel that moves when rescaled": (
             "kernel_drift",
-            lambda v: np.where(np.asarray([[[False], [True]]]), 0.2, v),
+            lambda v: np.where(np.asarray([[[False], [True]]]), 0.5, v),
             "the kernel stays",
         ),
         "a kernel that stays in the standard networks": (
             "kernel_drift",
             lambda v: v * 0.01,
-            "both networks learn features",
+            "both networks leave their kernel",
         ),
-        "an alignment that does not grow": (
-            lambda ds: ds.assign(aligned_after=ds["aligned_before"]),
-            "aligns with the labels",
+        "distances that do not depend on the scale": (
+            "relative_distance",
+            lambda v: v * 0 + 0.1,
+            "Every layer moves further",
+        ),
+        "units that switch everywhere": (
+            "flips",
+            lambda v: v * 0 + 0.1,
+            "Every layer moves further",
         ),
         "a linearised network that is exact": (
             "tangent_error",
@@ -61,7 +67,8 @@ class TestLazyDigits(StudyCase):
             "aligned_after": before + np.where(rich, 0.3, 0.01) * noise,
             "tangent_error": np.where(rich, 1, 0.05) * noise,
         }
-        layers = {name: noise[..., None] * np.ones(3) for name in ("relative_distance", "flips")}
+        moved = np.where(rich, 0.3, 0.01) * noise
+        layers = {name: moved[..., None] * np.ones(3) for name in ("relative_distance", "flips")}
         dims = ("network", "scale", "seed")
         return made_up(
             Config(seeds=SEEDS),
@@ -96,6 +103,18 @@ def test_the_conv_net_has_three_structured_layers():
     kernel = lazy.ntk(net, jnp.ones((2, 64)))
     assert kernel.groups == ("first", "second", "last")
     assert kernel.methods == ("structured",) * 3
+
+
+def test_the_alignment_with_the_classes():
+    """A kernel that is 1 within classes has cosine 1, also with a constant added, and
+    one of another grouping has less.
+    """
+    labels = np.asarray([0, 0, 1, 1])
+    same = (labels[:, None] == labels).astype(float)
+    of = lambda matrix: class_alignment(matrix[..., None, None] * np.eye(3), labels)  # noqa: E731
+    np.testing.assert_allclose([of(same), of(2 * same + 5)], 1, rtol=1e-12)
+    other = np.asarray([0, 1, 0, 1])
+    np.testing.assert_allclose(of((other[:, None] == other).astype(float)), 0, atol=1e-12)
 
 
 def test_refusals(monkeypatch):

@@ -10,7 +10,7 @@ from study_case import StudyCase
 
 import sgfbias as sgf
 from sgfbias import lazy
-from sgfbias.lazy.studies.main.config import LOSSES, Config
+from sgfbias.lazy.studies.main import LOSSES, Config
 from sgfbias.lazy.studies.main.measure import predicted
 
 WIDTHS, SEEDS, DEPTH = (64, 256, 1024), 3, 2

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sgfbias.lazy import near_zero_fraction, norm_variance
-from sgfbias.lazy.studies.kernel_at_start.config import BAND, MOST_STEPS, NARROW, Config
+from sgfbias.lazy.studies.kernel_at_start import BAND, MOST_STEPS, NARROW, Config
 from sgfbias.study import Claim, claim, control, source
 from sgfbias.study.statistics import Estimate, arrow, mean_and_error, power_law
 

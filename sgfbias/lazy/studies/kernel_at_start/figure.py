@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 
 from sgfbias.lazy import norm_variance
+from sgfbias.lazy.studies.kernel_at_start import DISTANCES, NARROW, Config
 from sgfbias.lazy.studies.kernel_at_start.claims import error_slope
-from sgfbias.lazy.studies.kernel_at_start.config import DISTANCES, NARROW, Config
 from sgfbias.study.plotting import COLOURS, Figure, finish, panels, ticks
 from sgfbias.study.statistics import mean_and_error
 

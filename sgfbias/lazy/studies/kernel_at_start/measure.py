@@ -15,7 +15,7 @@ from sgfbias.lazy import (
     near_zero_fraction,
     ntk,
 )
-from sgfbias.lazy.studies.kernel_at_start.config import (
+from sgfbias.lazy.studies.kernel_at_start import (
     BAND,
     DISTANCES,
     LOOKS,

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from sgfbias.lazy.scaling import exponent
-from sgfbias.lazy.studies.main.config import BATCH, MOST_STEPS, Config
+from sgfbias.lazy.studies.main import BATCH, MOST_STEPS, Config
 from sgfbias.study import Claim, claim, control, source
 from sgfbias.study.statistics import Estimate, arrow, span
 

@@ -6,8 +6,8 @@ import numpy as np
 import xarray as xr
 
 from sgfbias.lazy.scaling import exponent
+from sgfbias.lazy.studies.main import Config
 from sgfbias.lazy.studies.main.claims import names, whole
-from sgfbias.lazy.studies.main.config import Config
 from sgfbias.study.plotting import COLOURS, Figure, finish, panels
 
 SHADES = (COLOURS["gd"], COLOURS["sgf"], COLOURS["sgd"])

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from sgfbias import GradientDescent, Problem, Record, StochasticGradientDescent, simulate
 from sgfbias.lazy import DeepReLU, SeparatedSphere, ntk, rescale
 from sgfbias.lazy import measure as compare
-from sgfbias.lazy.studies.main.config import (
+from sgfbias.lazy.studies.main import (
     BATCH,
     LOOKS,
     LOSSES,
