@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import bits
+import lengths
 import peers
 import precision
 import promises
@@ -49,6 +50,7 @@ MEASUREMENTS = {
         protocol.linear_three,
         small.small,
         bits.bit_attacks,
+        lengths.recurrent_networks,
     )
 }
 

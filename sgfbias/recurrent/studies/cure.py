@@ -1,0 +1,252 @@
+"""Does a penalty on the tail make a linear recurrent network extrapolate, although it
+is trained on short sequences, and where does weight decay do the same?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from sgfbias import GradientDescent, Record, Stacked, simulate
+from sgfbias.recurrent import LinearRNN, PopulationRisk, TailPenalty, tail
+from sgfbias.study import (
+    AtLeast,
+    Between,
+    Claim,
+    Columns,
+    Count,
+    Log,
+    Positive,
+    SeededConfig,
+    claim,
+    control,
+    source,
+)
+from sgfbias.study.plotting import COLOURS, Figure, finish, panels
+from sgfbias.study.statistics import geometric_mean, span
+
+NAME = "recurrent-cure"
+PRECISION = "float64"
+SECONDS = 30
+REFERENCES = {"cohenkarlik2022": "networks that fit short sequences and fail on longer ones"}
+COHEN = source("cohenkarlik2022")
+DERIVED = "derived here"
+SCALES = (0.6, 0.9)  # spectral radii at the start
+TEACHERS = ("no memory", "memory")
+# Weights of the weak and of the strong penalty; with memory larger ones need smaller
+# steps.
+WEIGHTS = {"no memory": (0.1, 1.0), "memory": (0.01, 0.1)}
+# A teacher with memory: positive weights at two eigenvalues.
+ATOMS, SHARES = (0.8, -0.5), (0.81, 0.49)
+ARMS = ("none", "weak", "strong", "decay")
+LIKE = 1e-6  # the loss below which a network counts as trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(SeededConfig):
+    """Gradient descent on the population risk of short sequences from Gaussian starts:
+    alone, with a penalty on the tail, and with weight decay of the transition.
+    """
+
+    seeds: Annotated[int, AtLeast(4)] = 20
+    """Number of starts of each scale."""
+    state: Annotated[int, Between(4, 64, closed=True)] = 20
+    """Number of states of the network."""
+    length: Annotated[int, Between(3, 8, closed=True)] = 5
+    """Length of the sequences of training."""
+    teacher: Positive = 1.0
+    """Output of the teacher without memory per unit of the last input."""
+    gain: Positive = 0.5
+    """Norm of the input weights at the start, for many states."""
+    step: Annotated[float, Between(0.0, 0.3)] = 0.05
+    """Step size of gradient descent."""
+    steps: Count = 3000
+    """Number of iterations."""
+    decay: Positive = 0.01
+    """Strength of the weight decay: the penalty is this times the squared norm of the
+    transition.
+    """
+
+
+QUICK = Config(seeds=6, state=10)
+
+
+def decay(strength: float) -> Any:
+    """The penalty `strength |A|^2`."""
+
+    def penalty(network: LinearRNN, step: Any) -> Any:
+        return strength * jnp.sum(jnp.square(network.A))
+
+    return penalty
+
+
+def teacher_of(name: str, config: Config) -> Any:
+    """The teacher of a name, as `PopulationRisk` takes it."""
+    if name == TEACHERS[0]:
+        return config.teacher
+    root = np.sqrt(np.asarray(SHARES))[:, None]
+    return LinearRNN(np.diag(ATOMS), root, root.T)
+
+
+def starts(config: Config) -> Stacked:
+    """Gaussian starts whose spectral radius is exactly the scale, all seeds of the
+    first scale first.
+    """
+    found = []
+    for scale in SCALES:
+        for key in config.keys(0, config.seeds):
+            net = LinearRNN.gaussian(key, state=config.state, scale=1.0, gain=config.gain)
+            radius = np.abs(np.linalg.eigvals(np.asarray(net.A))).max()
+            found.append(LinearRNN(net.A * (scale / radius), net.B, net.C))
+    return Stacked(found)
+
+
+def measure(config: Config, log: Log) -> Columns:
+    """The tails, losses and spectral radii of networks trained in four ways for two
+    teachers.
+    """
+    out = Columns(
+        teacher=list(TEACHERS),
+        arm=list(ARMS),
+        scale=np.asarray(SCALES),
+        seed=np.arange(config.seeds),
+    )
+    begin, k = starts(config), config.length
+    shape = (len(TEACHERS), len(ARMS), len(SCALES), config.seeds)
+    rows: dict[str, list[Any]] = {"tail": [], "loss": [], "radius": []}
+    for name in TEACHERS:
+        wanted = teacher_of(name, config)
+        energy = jax.jit(jax.vmap(lambda n, wanted=wanted: tail(n, wanted, k)))
+        tails = [TailPenalty(wanted, k, weight) for weight in WEIGHTS[name]]
+        for arm, penalty in zip(ARMS, [None, *tails, decay(config.decay)], strict=True):
+            log(f"teacher with {name}, penalty: {arm}")
+            runs = simulate(
+                GradientDescent(config.step),
+                begin,
+                PopulationRisk(wanted, k, penalty=penalty),
+                steps=config.steps,
+                record=Record(observables=(), times=20),
+            )
+            values = np.linalg.eigvals(np.asarray(runs.networks.A))
+            rows["tail"].append(np.asarray(energy(runs.networks)))
+            rows["loss"].append(np.asarray(runs.final["loss"]))
+            rows["radius"].append(np.abs(values).max(axis=-1))
+    for name, units in (("tail", "response^2"), ("loss", "loss"), ("radius", "1")):
+        values = np.stack(rows[name]).reshape(shape)
+        out.add(name, ("teacher", "arm", "scale", "seed"), values, units)
+    return out
+
+
+def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
+    """The penalty on the tail makes networks extrapolate for both teachers; weight
+    decay does so only for a teacher without memory.
+    """
+    tails, losses = ds["tail"].values, ds["loss"].values
+    large, strong = SCALES.index(max(SCALES)), ARMS.index("strong")
+    none, weight_decay = ARMS.index("none"), ARMS.index("decay")
+    ratio = tails[:, none] / tails[:, strong]
+    medians = np.median(tails[:, :, large], axis=-1)
+    fits = np.median(losses[:, strong], axis=-1)
+    stronger = tails[:, 1] / tails[:, strong]
+    decayed, kept = tails[:, weight_decay, large] / tails[:, none, large], losses[:, weight_decay]
+    radius = ds["radius"].values[0, :, large]
+    falls = radius[strong] < radius[none]
+
+    def shown(row: np.ndarray) -> str:
+        return ", ".join(f"{arm} {m:.1e}" for arm, m in zip(ARMS, row, strict=True))
+
+    return [
+        claim(
+            "A penalty on the tail makes the network extrapolate",
+            DERIVED,
+            predicted="a tail many times smaller than without it",
+            measured=f"median tails at radius {SCALES[large]:g}, without memory: "
+            f"{shown(medians[0])}; with memory: {shown(medians[1])}",
+            tolerance="medians of the ratio of at least 1,000 without memory, and 30 with memory",
+            holds=np.median(ratio[0, large]) >= 1000 and np.median(ratio[1, large]) >= 30,
+            main=True,
+        ),
+        claim(
+            "The network with the penalty fits the sequences of training",
+            DERIVED,
+            predicted="zero risk and zero tail can be reached together",
+            measured=f"medians of the loss {span(fits)}",
+            tolerance=f"below {LIKE:g} for both teachers and radii",
+            holds=np.all(fits < LIKE),
+            main=True,
+        ),
+        claim(
+            "A stronger penalty leaves a smaller tail without memory",
+            DERIVED,
+            predicted="less at ten times the weight",
+            measured=f"geometric mean of the ratio {geometric_mean(stronger[0]):.3g}",
+            tolerance="a median above 1 at both radii",
+            holds=np.all(np.median(stronger[0], axis=-1) > 1),
+        ),
+        claim(
+            "The penalty shrinks the slow modes",
+            "measured here",
+            predicted="a smaller spectral radius than without it",
+            measured=f"{int(falls.sum())} of {falls.size} starts at radius {SCALES[large]:g}",
+            tolerance="at least half of the starts",
+            holds=falls.mean() >= 0.5,
+            must_hold=False,
+        ),
+        claim(
+            "Weight decay of the transition does the same for a teacher without memory",
+            DERIVED,
+            predicted="a smaller tail without a loss: A -> c A takes h_j to c^j h_j, and keeps "
+            "h_0, so that the decay moves along networks of zero risk",
+            measured=f"median ratio of the tail to that without decay {np.median(decayed[0]):.2g}; "
+            f"median loss {np.median(kept[0, large]):.1e}",
+            tolerance=f"a median ratio below 0.1 at a median loss below {LIKE:g}",
+            holds=np.median(decayed[0]) < 0.1 and np.median(kept[0, large]) < LIKE,
+        ),
+        control(
+            "without the penalty the network fits and does not extrapolate",
+            COHEN,
+            predicted=f"a tail that does not fall with the loss, which is below {LIKE:g}",
+            measured=f"median tails {medians[0, none]:.1e} and {medians[1, none]:.1e}; largest "
+            f"median loss {np.median(losses[:, none], axis=-1).max():.1e}",
+            tolerance="median tails above 1e-4",
+            holds=np.all(medians[:, none] > 1e-4)
+            and np.all(np.median(losses[:, none], axis=-1) < LIKE),
+            main=True,
+        ),
+        control(
+            "weight decay does not do the same for a teacher with memory",
+            DERIVED,
+            predicted="a loss that does not fall to 0, as the decay takes the memory away",
+            measured=f"median losses {span(np.median(kept[1], axis=-1))}, with the penalty on the "
+            f"tail {span(fits[1])}",
+            tolerance=f"median losses above {LIKE:g}, and 10 times those with the penalty",
+            holds=np.all(np.median(kept[1], axis=-1) > np.maximum(LIKE, 10 * fits[1])),
+            main=True,
+        ),
+    ]
+
+
+def plot(ds: xr.Dataset, config: Config) -> Figure:
+    """Draw the tail against the loss of every network that started at the larger
+    radius, for both teachers.
+    """
+    figure, axes = panels(columns=len(TEACHERS))
+    large = SCALES.index(max(SCALES))
+    names = {"none": "no penalty", "decay": "weight decay"}
+    for t, (teacher, panel) in enumerate(zip(TEACHERS, axes, strict=True)):
+        for k, (arm, colour) in enumerate(zip(ARMS, COLOURS.values(), strict=True)):
+            x = np.maximum(ds["loss"].values[t, k, large], 1e-33)
+            y = ds["tail"].values[t, k, large]
+            panel.plot(x, y, "o", ms=4, color=colour, label=names.get(arm, f"{arm} penalty"))
+        finish(
+            panel,
+            title=f"A teacher with {teacher}",
+            x="loss at the length of training",
+            y="energy of the error at later lags",
+        )
+    return figure
