@@ -188,3 +188,17 @@ def test_what_does_not_fit_is_refused(pair):
     refused("TailPenalty is for a LinearRNN", rec.TailPenalty(1.0, 5), gru, 0)
     refused("`start` must be", rec.spectrum, one, -1)
     refused("the network has 1 inputs, so the sequences", one.predict, jnp.zeros((3, 4, 2)))
+
+
+def test_decay_moves_along_networks_of_zero_risk_without_memory():
+    # A -> c A takes h_j to c^j h_j, so the risk stays 0 where only h_0 is not.
+    bad = rec.bad_interpolator(5, state=8, scale=1.1)
+    risk = rec.PopulationRisk(1.0, 5)
+    for c in (0.9, 0.1):
+        assert float(risk.risk(rec.LinearRNN(c * bad.A, bad.B, bad.C))) == 0
+    # With memory it does not: the atoms move.
+    root = np.sqrt([[0.81], [0.49]])
+    teacher = rec.LinearRNN(np.diag([0.8, -0.5]), root, root.T)
+    risk = rec.PopulationRisk(teacher, 5)
+    slope = jax.grad(lambda c: risk.risk(rec.LinearRNN(c * teacher.A, root, root.T)))
+    assert float(slope(jnp.asarray(0.9))) < -0.01
