@@ -377,6 +377,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "scaling": ("Seeds, size, steps, memory", scaling),
     "small": ("Few seeds", few_seeds),
     "bit_attacks": ("Attacks on bits", plain),
+    "recurrent_networks": ("Recurrent networks", plain),
     "compile_time": ("Compiling", compile_time),
     "import_time": ("Importing", plain),
     "stale_programs": ("Looking for changes that stored programs miss", plain),

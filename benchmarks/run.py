@@ -21,6 +21,7 @@ from pathlib import Path
 
 import bits
 import kernels
+import lengths
 import peers
 import precision
 import promises
@@ -53,6 +54,7 @@ MEASUREMENTS = {
         kernels.tangent_kernels,
         kernels.kernel_blocks,
         kernels.kernel_extremes,
+        lengths.recurrent_networks,
     )
 }
 

@@ -49,6 +49,7 @@ def check_model(network: Any, problem: Problem) -> None:
             f"{type(outputs).__name__}"
         )
     problem.loss.check(jax.ShapeDtypeStruct(outputs.shape, problem.dtype), problem.targets)
+    problem.check_network(network)
 
 
 def check_sampled(dynamics: AbstractDynamics, problem: Problem) -> None:

@@ -242,6 +242,16 @@ class Problem(eqx.Module):
         """The units of the observables by name, for stores and plots."""
         return {}
 
+    def check_network(self, network: Any) -> None:
+        """Refuse a network for which this problem makes no sense.
+
+        It is asked once in every run, after the shapes have been checked. If every seed
+        has its own start, the first one is given.
+
+        **Raises:** `ValueError` that says what to do.
+        """
+        return None
+
     def least_loss(self, network: Any) -> float | None:
         """The least mean loss that a network such as `network` can reach on these data,
         or None if it is not known.

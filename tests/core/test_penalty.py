@@ -357,3 +357,13 @@ def test_an_expectation_takes_full_batches_only():
     changing = Expectation(roots, roots @ target, perturb=lambda network, x, t, key: x)
     with pytest.raises(ValueError, match="Expectation was given `perturb`"):
         sgf.simulate(sgf.GradientDescent(0.1), START, changing, keys=sgf.seeds(0, 2), steps=2)
+
+
+def test_a_problem_may_refuse_a_network():
+    class Picky(sgf.Problem):
+        def check_network(self, network):
+            raise ValueError(f"not this {type(network).__name__}")
+
+    problem = Picky(RIDGE.inputs, RIDGE.targets)
+    with pytest.raises(ValueError, match="not this Linear"):
+        sgf.simulate(sgf.GradientDescent(0.1), START, problem, steps=2)
