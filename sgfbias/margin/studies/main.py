@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array
 
 from sgfbias import LogisticLoss, Problem, Record, Trajectory, simulate
 from sgfbias.margin import (
@@ -105,7 +106,7 @@ def measure(config: Config, log: Log) -> Columns:
     nus = np.geomspace(0.1, config.nu, round(PER_DECADE * decades) + 1)
     record = Record(
         {
-            "weights": lambda network: network.w,
+            "weights": weights,
             "conditioner": None,
             "surrogate_margin": None,
             "loss_time_speed": None,
@@ -154,6 +155,11 @@ def measure(config: Config, log: Log) -> Columns:
     return out
 
 
+def weights(network: Linear) -> Array:
+    """The weights. One function for all runs, so that one program serves them."""
+    return network.w
+
+
 def unit(v: np.ndarray) -> np.ndarray:
     """Vectors, along the last axis, of length 1; 0 stays 0."""
     size = np.linalg.norm(v, axis=-1, keepdims=True)
@@ -185,7 +191,7 @@ def closed_form_errors(config: Config, epsilons: np.ndarray) -> np.ndarray:
     of their difference between half of the last nu and the last.
     """
     errors = np.full((ANGLES.size, epsilons.size), np.nan)
-    record = Record({"weights": lambda network: network.w}, [config.nu / 2, config.nu])
+    record = Record({"weights": weights}, [config.nu / 2, config.nu])
     start = np.zeros(2)
     for i, angle in enumerate(ANGLES):
         x = np.array([np.cos(angle), np.sin(angle)])
