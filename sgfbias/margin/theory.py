@@ -32,8 +32,9 @@ def adagrad_limit(x: Any, w0: Any, eps: float = 1e-8) -> AdaGradLimit:
 
         e^(-u) = e^(-u0) - 2 sum_i (sqrt(eps + x_i^2 S) - sqrt(eps)).
 
-    S at the end solves this for u = infinity. Then `h = (eps + x^2 S)^(-1/2)` and the
-    direction is `h x`. As eps -> 0 it is sign(x), and as eps -> infinity it is x.
+    This is derived from the flow here. S at the end solves it for u = infinity. Then
+    `h = (eps + x^2 S)^(-1/2)` and the direction is `h x`. As eps -> 0 it is sign(x),
+    and as eps -> infinity it is x.
 
     **Arguments:**
 
