@@ -119,7 +119,7 @@ def test_adagrad_on_the_pair(adagrad):
     np.testing.assert_allclose(adagrad.final["loss_time_speed"], 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("angle", np.linspace(0.05, 1.5, 4))
+@pytest.mark.parametrize("angle", [0.05, 1.0])
 @pytest.mark.parametrize("eps", [1e-8, 1e-3, 1.0])
 def test_adagrad_on_one_example(adagrad, angle, eps):
     """Twice the same example is one. Its path, `e^(-u) = e^(-u0) - 2 sum ...`, and its

@@ -151,7 +151,7 @@ def test_what_the_flow_refuses():
         sgf.simulate(margin.MarginFlow(), far, labelled(), t1=1e6, keys=sgf.seeds(0, 2))
 
 
-@pytest.mark.parametrize("geometry", ["l2", "linf", "metric"])
+@pytest.mark.parametrize("geometry", ["linf", "metric", pytest.param("l2", marks=pytest.mark.slow)])
 def test_certificates_of_linear_solutions(geometry):
     """At the solution everything is 0 but the gap, which needs multipliers that are
     proportional to the losses; anywhere else stationarity is not.
