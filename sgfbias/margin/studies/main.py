@@ -346,7 +346,10 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
     for name, colour in colours.items():
         found = ds["direction"].sel(run=name).values
         angle = np.degrees(np.arccos(np.clip(found @ reference, -1, 1)))
-        right.plot(np.arange(len(angle)), angle, "o", color=colour, label=words[name])
+        size = 11 if name == "gd" else 6  # points of gradient flow lie under RMSProp's
+        right.plot(
+            np.arange(len(angle)), angle, "o", color=colour, label=words[name], markersize=size
+        )
     finish(
         right,
         title="Answers on turned data, turned back",
