@@ -33,8 +33,14 @@ def _error_norm(scaled_error: Any) -> Array:
 
 
 @eqx.filter_jit
-def _solve(run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjoint) -> Any:
-    """The Diffrax solution: observables at `times`, and the state at the end."""
+def _solve(
+    run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjoint, start: Array | None
+) -> Any:
+    """The Diffrax solution: observables at `times`, and the state at the end.
+
+    With a clock of the flow's own, `times` are counted from its reading at the
+    `start`, so that the first steps may be as small as they need to be.
+    """
     flow, problem, observe = run.dynamics, run.problem, run.observe
     assert isinstance(flow, AbstractDeterministicFlow)
     penalised = problem.penalty is not None
@@ -55,10 +61,14 @@ def _solve(run: Run, times: Array, stop: Array | None, adjoint: dfx.AbstractAdjo
     event = (
         None if stop is None else dfx.Event(lambda t, y, args, **kwargs: observe(y)["loss"] <= stop)
     )
+    terms = flow.build(run.coordinates, problem, y0[0], None, jnp.int32(0), run.solver)
+    if start is not None:
+        by_clock = terms.vf
+        terms = dfx.ODETerm(lambda t, y, args: by_clock(start + t, y, args))
     return dfx.diffeqsolve(
         terms,
         run.solver,
-        t0=jnp.zeros((), problem.dtype) if flow.clock_name == FLOW_TIME else times[0],
+        t0=jnp.zeros((), problem.dtype),
         t1=times[-1],
         dt0=None,
         y0=y0,
@@ -108,19 +118,21 @@ def run_adaptive(run: Run, steps: Any, t1: Any, adjoint: Any) -> Raw:
     grid: Any
     marked: Any
     if by_time:
+        start = None
         grid = time_grid(run.times, float(t1))
         marked = np.unique(np.concatenate([grid, [0, t1 / 4, t1 / 2, t1]]))
         pick = np.searchsorted(marked, grid)
     else:
         start = jnp.asarray(_start(run, flow, t1), problem.dtype)
         grid = jnp.asarray(own_grid(run.times, start, t1, flow.clock_name), problem.dtype)
-        marked = jnp.concatenate([start[None], grid, jnp.full((1,), t1, problem.dtype)])
+        ends = jnp.full((1,), t1, problem.dtype)
+        marked = jnp.concatenate([start[None], grid, ends]) - start
         pick = np.arange(1, marked.shape[0] - 1)
     stop_at = None if run.stop is None else jnp.asarray(run.stop, problem.dtype)
     # Fields that the solution does not depend on are dropped, so that changing them
     # does not compile the solver again.
     lean = run._replace(finish=None, keys=None, times=None, stop=None)
-    solution = _solve(lean, jnp.asarray(marked, problem.dtype), stop_at, adjoint)
+    solution = _solve(lean, jnp.asarray(marked, problem.dtype), stop_at, adjoint, start)
     values, (end,) = solution.ys[0], (jax.tree.map(lambda leaf: leaf[-1], solution.ys[1]),)
     final, networks, finite = finish_runs(run.finish, end, False)
     done = solution.ts[1][-1]
@@ -154,7 +166,7 @@ def run_adaptive(run: Run, steps: Any, t1: Any, adjoint: Any) -> Raw:
         finite=finite,
         times=jnp.asarray(grid, problem.dtype),
         steps=None,
-        stop_time=jnp.where(stopped, done, jnp.inf),
+        stop_time=jnp.where(stopped, done if start is None else done + start, jnp.inf),
         first_loss=first_loss,
         averages=averages,
         gave_up=gave_up,

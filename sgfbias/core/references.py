@@ -20,10 +20,13 @@ SOFTWARE: Mapping[str, str] = {
 # with Optimistix, which solves linear systems with Lineax.
 SOLVERS: Mapping[str, Mapping[str, str]] = {
     "Tsit5": {"tsitouras2011": "the solver Tsit5"},
-    "Kvaerno5": {
-        "kvaerno2004": "the solver Kvaerno5",
-        "optimistix2024": "the implicit stages of Kvaerno5",
-        "lineax2023": "the linear systems in them",
+    **{
+        name: {
+            "kvaerno2004": f"the solver {name}",
+            "optimistix2024": f"the implicit stages of {name}",
+            "lineax2023": "the linear systems in them",
+        }
+        for name in ("Kvaerno3", "Kvaerno5")
     },
 }
 

@@ -203,7 +203,7 @@ class Trajectory(eqx.Module):
         scalars = {
             name: pick(value)
             for name, value in self.final.items()
-            if jnp.ndim(value) == jnp.ndim(self.status)
+            if jnp.ndim(value) == jnp.ndim(self.status) and jnp.isrealobj(value)
         }
         if (words := self.dynamics.explain(int(status), scalars)) is not None:
             return words

@@ -1,0 +1,255 @@
+"""The conditioned flow by the clock nu, which follows a run to any loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sgfbias.core.checks import as_whole, is_concrete
+from sgfbias.core.dynamics import AbstractDeterministicFlow, as_tolerance
+from sgfbias.core.references import merge
+from sgfbias.core.trajectory import Status
+from sgfbias.margin.conditioners import AbstractConditioner, Identity, Moment
+from sgfbias.margin.degree import check_homogeneous
+from sgfbias.margin.geometry import gaps_of, norm
+from sgfbias.margin.objective import (
+    Function,
+    check_classification,
+    degree_at,
+    margins_of,
+    nu_and_gradient,
+)
+
+# The largest state for which an implicit solver is the default.
+LARGEST_IMPLICIT = 600
+# nu up to which float32 resolves differences of margins.
+LARGEST_SINGLE = 1e3
+LARGEST_DOUBLE = 1e9
+# The relative difference of nu and the clock beyond which a run is not to be trusted.
+CLOCK_ERROR = 1e-3
+
+
+class Memory(NamedTuple):
+    """The inner state of a `MarginFlow`.
+
+    - `squares`: b of the conditioner, like the position; of leaves without entries if
+      nothing is remembered.
+    - `time`: `t e^(-nu) / (n sqrt(eps))`, with the flow time t.
+    """
+
+    squares: Any
+    time: Array
+
+
+class MarginFlow(AbstractDeterministicFlow):
+    r"""$\frac{dw}{d\nu} = \frac{h\,G}{\sum_k h_k G_k^2}$, with $G = \nabla \nu$ and
+    $\nu = -\log \sum_i l_i$.
+
+    This is the flow $\dot w = -h \nabla L$ by another clock: nu instead of the flow
+    time, so that `t1` and the recorded times are values of nu. `t1=2302.6` is a sum of
+    losses of 1e-1000. The flow time is the series `log_time`. Nothing underflows.
+
+    Recorded are
+
+    - `nu`, computed from the weights; `log10_loss`, of the mean loss; `log_time`.
+    - `q_min`, the least margin, and `hardest`, the number of its example.
+    - `margin_l2`, `margin_linf`: the normalised margins `q_min / |w|^L`.
+    - `surrogate_margin`: `nu / |h^(-1/2) w|^L`.
+    - `gap_l2`, `gap_linf`, `gap_metric`: the alignment gaps, see `certify`.
+    - `loss_time_speed`: `L t N` with `N = sum_k h_k G_k^2`, which tends to 1.
+
+    `final["conditioner"]` is h, flat in the order of the trainable arrays.
+
+    For models that are smooth in their parameters, such as linear ones, products and
+    powers of ReLU above 1. An adaptive solver slides along the kinks of ReLU networks;
+    a run whose nu falls behind its clock says so.
+
+    **Arguments:**
+
+    - `conditioner`: `Identity()`, which is the default, `AdaGrad(eps)`,
+      `RMSProp(decay, eps)` or `AdamNoMomentum(decay, eps)`.
+    - `rtol`, `atol`: tolerances of the adaptive solver, as in `GradientFlow`. The
+      solver is the implicit Kvaerno3 up to 600 numbers in float64, otherwise Tsit5.
+    - `most_steps`: the number of solver steps after which a run gives up.
+
+    **Raises:** `ValueError` for a conditioner of another kind; in `simulate`, for a
+    problem without labels of classes, and for a model that is not homogeneous.
+    """
+
+    conditioner: AbstractConditioner
+    budget: int = eqx.field(static=True)
+    dt: None = eqx.field(static=True)
+    rtol: float | None = eqx.field(static=True)
+    atol: float | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        conditioner: Any = None,
+        *,
+        rtol: float | None = None,
+        atol: float | None = None,
+        most_steps: int = 200_000,
+    ):
+        self.conditioner = Identity() if conditioner is None else conditioner
+        if not isinstance(self.conditioner, AbstractConditioner):
+            raise ValueError(
+                "`conditioner` must be Identity(), AdaGrad(eps), RMSProp(decay, eps) or "
+                f"AdamNoMomentum(decay, eps), but is {conditioner!r}; momentum and sign descent "
+                "are discrete algorithms, and as flows they are unbounded where a component of "
+                "the gradient vanishes"
+            )
+        self.rtol, self.atol = as_tolerance(rtol, "rtol"), as_tolerance(atol, "atol")
+        self.budget = as_whole(most_steps, "most_steps")
+        self.dt = None
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Keys of the bibliography -> what they are cited for."""
+        return merge({"wang2021": "the conditioned flow"}, self.conditioner.references)
+
+    @property
+    def clock_name(self):
+        return "nu"
+
+    @property
+    def most_steps(self):
+        return self.budget
+
+    @property
+    def weights_only(self):
+        return True
+
+    def default_solver(self, dtype, size):
+        # At large nu Kvaerno5, of higher order, may reject nearly all of its steps.
+        small = jnp.finfo(dtype).bits > 32 and size <= LARGEST_IMPLICIT
+        return dfx.Kvaerno3() if small else dfx.Tsit5()
+
+    def memory(self, position):
+        dtype = jax.tree.leaves(position)[0].dtype
+        return Memory(self.conditioner.start(position), jnp.zeros((), dtype))
+
+    def begins(self, coordinates, network, problem):
+        check_classification(problem)
+        position = coordinates.base.encode(network)
+        if is_concrete((position, problem)):
+            check_homogeneous(coordinates.base, position, problem.inputs)
+        return nu_and_gradient(coordinates.base.linearise, position, problem)[0]
+
+    def build(self, coordinates, problem, position, key, offset, solver):
+        conditioner = self.conditioner
+
+        def move(t: Any, y: Any, args: Any) -> Any:
+            (w, memory), _ = y
+            now = Moment(t, problem.n, memory.time)
+            _, gradient = nu_and_gradient(coordinates.base.linearise, w, problem)
+            factor = conditioner.factor(memory.squares, gradient, now)
+            step = jax.tree.map(jnp.multiply, factor, gradient)
+            speed = _dot(step, gradient)
+            squares = conditioner.rate(memory.squares, gradient, now, speed)
+            change = Memory(squares, 1 / speed - memory.time)
+            integral = conditioner.scale(problem.dtype) / speed
+            return (jax.tree.map(lambda v: v / speed, step), change), integral
+
+        return dfx.ODETerm(move)
+
+    def observables(self, network, problem, memory):
+        check_classification(problem)
+        position = jax.tree.map(
+            lambda squares, own: None if squares is None else own,
+            memory.squares,
+            network,
+            is_leaf=lambda leaf: leaf is None,
+        )
+        function = Function(network, problem)
+        value, degree = degree_at(function, position)
+        q = margins_of(problem.loss, value, problem.targets)
+        nu, gradient = nu_and_gradient(function.linearise, position, problem)
+        dtype = nu.dtype
+        root, n = self.conditioner.scale(dtype), jnp.asarray(problem.n, dtype)
+        factor = self.conditioner.factor(
+            memory.squares, gradient, Moment(nu, problem.n, memory.time)
+        )
+        w, G, f = (jax.flatten_util.ravel_pytree(a)[0] for a in (position, gradient, factor))
+        h = f / root
+        least = jnp.min(q)
+        moved = memory.time > 0
+        log_time = jnp.log(jnp.where(moved, memory.time * root, 1)) + nu + jnp.log(n)
+        return {
+            "nu": nu,
+            "log10_loss": -(nu + jnp.log(n)) / jnp.log(jnp.asarray(10, dtype)),
+            "log_time": jnp.where(moved, log_time, -jnp.inf),
+            "q_min": least,
+            "hardest": jnp.argmin(q.reshape(problem.n, -1).min(axis=1)).astype(dtype),
+            "margin_l2": _over(least, norm(w, "l2"), degree),
+            "margin_linf": _over(least, norm(w, "linf"), degree),
+            "surrogate_margin": _over(nu, norm(w, 1 / h), degree),
+            **{f"gap_{name}": gap for name, gap in gaps_of(w, G, h).items()},
+            "loss_time_speed": memory.time * jnp.sum(f * jnp.square(G)),
+            "conditioner": h,
+        }
+
+    def units(self):
+        return dict.fromkeys(
+            ("nu", "log10_loss", "log_time", "q_min", "hardest", "margin_l2", "margin_linf",
+             "surrogate_margin", "gap_l2", "gap_linf", "gap_metric", "loss_time_speed",
+             "conditioner"),
+            "1",
+        )  # fmt: skip
+
+    def judge(self, status, final, end):
+        if is_concrete((final["nu"], end)):
+            single = jnp.finfo(final["nu"].dtype).bits <= 32
+            most = LARGEST_SINGLE if single else LARGEST_DOUBLE
+            if float(end) > most:
+                warnings.warn(
+                    f"nu goes to {float(end):g}, but {final['nu'].dtype} resolves differences of "
+                    f"margins up to nu = {most:g} only" + ("; use float64 data" if single else ""),
+                    stacklevel=3,
+                )
+        behind = jnp.abs(final["nu"] - end) > CLOCK_ERROR * jnp.maximum(jnp.abs(end), 1)
+        # The loss falls for ever, so no loss is one at which a run has converged.
+        status = jnp.where(status == int(Status.CONVERGED), int(Status.MOVING), status)
+        finite = status != int(Status.NON_FINITE)
+        status = jnp.where(behind & finite, int(Status.GAVE_UP), status)
+        return jnp.where(
+            (status == int(Status.GAVE_UP)) & ~(final["q_min"] > 0), int(Status.STALLED), status
+        )
+
+    def explain(self, status, final):
+        at = f"nu = {final['nu']:.6g}"
+        if status == Status.STALLED:
+            return (
+                f"stalled: the data are not fitted: q_min = {final['q_min']:.3g} for example "
+                f"{int(final['hardest'])}; the margin is defined once all are"
+            )
+        if status == Status.GAVE_UP:
+            return (
+                f"gave up at {at}: the solver ran out of its {self.budget:,} steps, or slid along "
+                "a kink of the model; the values are those at this nu"
+            )
+        if status == Status.MOVING:
+            return (
+                f"moving: {at}, a loss of 10^{final['log10_loss']:.1f}; the loss falls for ever, "
+                "and the gaps say how far the direction still is from stationary"
+            )
+        return None
+
+
+def _dot(a: Any, b: Any) -> Array:
+    """The inner product of two tangents."""
+    parts = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jax.tree.reduce(jnp.add, parts)
+
+
+def _over(value: Array, size: Array, degree: Array) -> Array:
+    """`value / size^degree`, and 0 at the origin."""
+    safe = jnp.where(size > 0, size, 1)
+    return jnp.where(size > 0, value / safe**degree, 0)

@@ -1,0 +1,45 @@
+"""Norms, their duals, and how far a direction is from stationary in each geometry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+GEOMETRIES = ("l2", "linf", "metric")
+
+
+def norm(w: Float[Array, " p"], geometry: Any) -> Array:
+    """The norm of flat weights: "l2", "linf", or `sqrt(sum m w^2)` for a metric m."""
+    if isinstance(geometry, str):
+        return jnp.linalg.norm(w) if geometry == "l2" else jnp.max(jnp.abs(w))
+    return jnp.sqrt(jnp.sum(geometry * jnp.square(w)))
+
+
+def dual_norm(v: Float[Array, " p"], geometry: Any) -> Array:
+    """The largest `<w, v>` over weights w of norm 1."""
+    if isinstance(geometry, str):
+        return jnp.linalg.norm(v) if geometry == "l2" else jnp.sum(jnp.abs(v))
+    return jnp.sqrt(jnp.sum(jnp.square(v) / geometry))
+
+
+def alignment_gap(w: Float[Array, " p"], gradient: Float[Array, " p"], geometry: Any) -> Array:
+    """`1 - <w, G> / (|w| |G|_*)`, in [0, 2], with G the gradient of nu.
+
+    It is 0 exactly if w is stationary for the maximal margin in this norm, with
+    multipliers proportional to the losses; and 1 at the origin.
+    """
+    size = norm(w, geometry) * dual_norm(gradient, geometry)
+    return 1 - jnp.sum(w * gradient) / jnp.where(size > 0, size, 1)
+
+
+def gaps_of(
+    w: Float[Array, " p"], gradient: Float[Array, " p"], h: Float[Array, " p"]
+) -> dict[str, Array]:
+    """The alignment gaps in the geometries by name, with the metric 1/h."""
+    metric = 1 / h
+    return {
+        name: alignment_gap(w, gradient, metric if name == "metric" else name)
+        for name in GEOMETRIES
+    }
