@@ -31,6 +31,7 @@ def answers():
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", odd.REALS)
 def test_a_real_number_is_asked_for_by_name(name, answers):
     for kind in odd.NOT_NUMBERS:
@@ -44,6 +45,7 @@ def test_a_real_number_is_asked_for_by_name(name, answers):
             assert name in found, (kind, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", odd.WHOLES)
 def test_a_whole_number_is_asked_for_by_name(name, answers):
     for kind in odd.NOT_WHOLE:
@@ -53,6 +55,7 @@ def test_a_whole_number_is_asked_for_by_name(name, answers):
             assert name in found, (kind, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", odd.OBJECTS)
 def test_an_object_of_another_kind_is_refused_by_name(name, answers):
     words = odd.OBJECTS[name][1]
@@ -62,12 +65,14 @@ def test_an_object_of_another_kind_is_refused_by_name(name, answers):
         assert words in found or (name, kind) == ("coordinates", "word"), (kind, found)
 
 
+@pytest.mark.slow
 def test_without_jit_a_run_gives_the_same(answers):
     """`jax.disable_jit` is the ordinary way to debug a model."""
     slow, fast = map(float, answers["debugged"].removeprefix("returned ").split())
     assert slow == pytest.approx(fast, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_whole_numbers_of_every_type_are_taken(answers):
     assert answers["steps"] == answers["seeds"] == [1] * 6
 

@@ -52,6 +52,7 @@ def check(run, most, monkeypatch):
         assert sizes[0] > sizes[1], "one seed ran in a tile as large as that of many"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", DYNAMICS)
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def run(cache, **env):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is a convention of Linux")
 def test_a_second_process_loads_what_the_first_compiled_with_the_same_bits(tmp_path):
     off = run(tmp_path, **{kept.SWITCH: "0"})

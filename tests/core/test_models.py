@@ -246,6 +246,7 @@ def test_losses_and_their_derivatives(name):
     np.testing.assert_allclose(problem.derivatives(model), numeric, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax", "logistic 0, 1"])
 def test_classifiers_learn_with_the_flow_and_with_sgd(name):
     loss, targets, outputs, _ = LOSSES[name]
@@ -258,6 +259,7 @@ def test_classifiers_learn_with_the_flow_and_with_sgd(name):
         assert float(runs.final["loss"].max()) < 0.5 * float(problem.risk(model))
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_and_the_rest_moves_as_if_alone():
     """With the first layer frozen, the flow is the flow of the last layer on fixed
     features.
@@ -292,6 +294,7 @@ def test_frozen_parts_stay_and_the_rest_moves_as_if_alone():
     same(algorithm.networks.layers[0].bias, jnp.broadcast_to(model.layers[0].bias, (2, 5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dynamics",
     [sgf.StochasticGradientFlow(GAMMA, sgf.MinibatchNoise(2)), sgf.GradientDescent(GAMMA)],

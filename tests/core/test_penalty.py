@@ -61,6 +61,7 @@ BEST = np.linalg.solve(H + LAM * np.eye(D), B)
 EVERY = {"batch_size": N, "sampling": "without_replacement"}
 
 
+@pytest.mark.slow
 def test_gradient_flow_solves_the_equation_of_ridge_regression():
     times = np.asarray([0.0, 1.0, 3.0, 10.0, 60.0])
     record = sgf.Record({"w": lambda network: network.w}, times)
@@ -268,6 +269,7 @@ def test_a_strong_penalty_is_not_a_stall():
     assert runs.statuses() == {"moving": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_seed_does_not_depend_on_company_or_chunks(dtype):
     problem = problem_with(Ramp(jnp.asarray([0.01, -0.02, 0.03], dtype)), dtype)

@@ -51,6 +51,7 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_doubled_inputs_are_a_problem_with_doubled_inputs(name, data):
     X, y = data
@@ -127,6 +128,7 @@ def test_noise_on_the_inputs_shrinks_the_mean_as_a_ridge_does(data):
     assert np.any(np.abs(found.mean(axis=0) - plain) > 50 * error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_seed_does_not_depend_on_company_or_chunks(dtype, data):
     X, y = (a.astype(dtype) for a in data)
@@ -157,6 +159,7 @@ def test_starts_of_their_own_and_maps(data):
     np.testing.assert_allclose(mapped[1], still.networks.w, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_diagonal_network_takes_it_in_its_weights(data):
     X, y = data
     network = sgf.DiagonalNetwork.init(alpha=0.5, d=D)

@@ -63,6 +63,7 @@ def test_brownian_increments_have_the_right_moments():
     )
 
 
+@pytest.mark.slow
 def test_adding_a_noise_leaves_the_path_of_the_first():
     problem, net = small_problem(), network()
     plain = sgf.simulate(FLOW, net, problem, keys=sgf.seeds(0, 2), steps=50)
@@ -165,6 +166,7 @@ def test_divergence_without_nan_is_stalled_high():
     assert not bool(small.diverged.any()), "control"
 
 
+@pytest.mark.slow
 def test_a_minimum_that_is_not_zero_is_no_divergence():
     """In least squares without an interpolating solution, gradient descent converges to
     the least loss. The least value of a loss that a user writes is unknown, unless
@@ -197,6 +199,7 @@ def test_a_minimum_that_is_not_zero_is_no_divergence():
     assert int(up.diverged.sum()) > 0
 
 
+@pytest.mark.slow
 def test_float32_sees_the_same_path_and_stays_close():
     problem, net = small_problem(), network()
     single = sgf.SparseRegression(
@@ -244,6 +247,7 @@ def test_sgd_and_gd_are_the_textbook_iterations():
     assert (np.abs(ensemble.mean(0) - first) < 5 * error + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_three_charts_agree_on_one_path_as_dt_falls():
     problem, net, gamma, widths = small_problem(), network(), 0.02, (1, 1 / 4, 1 / 16)
     # With this noise the covariance has a diagonal and a rank-one part.
@@ -374,6 +378,7 @@ def test_progress_is_reported_once_per_chunk():
     assert seen == [(k, 6) for k in range(1, 7)], "two tiles of three chunks"
 
 
+@pytest.mark.slow
 def test_gradient_flow_in_float32_arrives_and_agrees():
     problem, net = small_problem(), network()
     single = sgf.SparseRegression(

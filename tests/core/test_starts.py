@@ -58,6 +58,7 @@ def run(case, start, keys, **options):
     return sgf.simulate(dynamics, start, problem, keys=keys, steps=30, **given, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
