@@ -43,7 +43,7 @@ REFUSED = {
     "key_word": "is the name of a dimension",
     "final_loss": "is the name of the last 'loss'",
     "final_beta": "is the name of the last 'beta'",
-    "beta": r"is declared by the network, the problem or the dynamics; record=\{'beta': None\} records it",
+    "beta": r"by the network, the problem or the dynamics; record=\{'beta': None\} records it",
     "log_alpha": "is declared by the network, the problem or the dynamics",
     "feature": "calls a dimension of '.*' so",
     "": "must be a non-empty text",
