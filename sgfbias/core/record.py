@@ -384,7 +384,9 @@ def own_grid(times: Any, start: Any, end: float, clock: str) -> Any:
     """
     if np.ndim(times) == 0 and not isinstance(times, str):
         share = time_grid(times, 1.0)
-        return start + (end - start) * share
+        if isinstance(start, jax.core.Tracer):
+            return start + (end - start) * share.astype(start.dtype)
+        return float(start) + (end - float(start)) * share
     wanted = _increasing(times, negative=True)
     low = wanted[0] if isinstance(start, jax.core.Tracer) else float(start)
     slack = 1e-12 * max(abs(low), abs(end))

@@ -256,7 +256,10 @@ def test_adam_without_momentum_begins_like_sign_descent():
     first = 0.5 * PAIR.sum(axis=0)
     wanted = (1e-8 + first**2) ** -0.5
     np.testing.assert_allclose(run["conditioner"][0], wanted, rtol=1e-10)
-    np.testing.assert_allclose(run["conditioner"][1], wanted, rtol=1e-3)
+    # Later it is the mean of the squares so far; g falls by about e^(-0.1) to nu + 0.1.
+    assert float(run.times[1] - run.times[0]) == pytest.approx(0.1, rel=1e-3)
+    ratio = np.asarray(run["conditioner"][1]) / wanted
+    assert np.all((ratio > 1) & (ratio < 1.01 * np.exp(0.1)))
     svm = margin.max_margin(PAIR, np.ones(2))
     assert np.linalg.norm(unit(run.networks.w) - unit(svm.weights)) < 1e-3
 
