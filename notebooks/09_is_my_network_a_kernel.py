@@ -104,6 +104,20 @@ for which, table in found.items():
 # says in which layer the change happens.
 
 # %% [markdown]
+# A linear model that is trained from its start by gradient descent ends at the nearest
+# weights with its outputs. So the kernel at the start predicts how far training goes:
+# for a change $\Delta$ of the outputs, the distance is $\sqrt{\Delta^\top K^{-1} \Delta}$.
+
+# %%
+which = ("MLP", "rescaled")
+start, end = versions[which], trained[which]
+delta = np.ravel(jax.vmap(end)(problem.inputs) - jax.vmap(start)(problem.inputs))
+at_start = np.asarray(lazy.ntk(start, problem).flat, np.float64)
+nearest = np.sqrt(delta @ np.linalg.solve(at_start, delta))
+gone = np.sqrt(np.sum(np.square(found[which].distance)))
+print(f"distance of the rescaled MLP: predicted {nearest:.3f}, measured {gone:.3f}")
+
+# %% [markdown]
 # ## Is the kernel as good?
 #
 # If training were that of the kernel, its test accuracy would be that of regression
@@ -164,7 +178,7 @@ axes.plot(run.steps[1:], run["kernel_drift"][1:], color=COLOURS["gd"], label="ch
 for k, name in enumerate(probe.layers):
     if np.isfinite(run["flips"][-1, k]):
         axes.plot(run.steps[1:], run["flips"][1:, k], "--", label=f"switched units, {name}")
-tidy(axes, title="Leaving the kernel", x="steps", y="share")
+tidy(axes, title="Leaving the kernel", x="steps", y="relative to the start")
 axes.legend(frameon=False, fontsize=9)
 plt.show()
 
