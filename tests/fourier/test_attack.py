@@ -56,6 +56,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "shape"), PAIRS)
 def test_exhaustive_finds_the_least_margin_of_all_inputs(kind, shape):
     (moves, one_move), (outputs, depth) = KINDS[kind], SHAPES[shape]
@@ -123,6 +124,7 @@ def all_margins(networks, x, y, moves):
     return eqx.filter_vmap(of_one)(networks, x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("outputs", "direction"), [("scalar", "any"), (3, "add")])
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=5)
@@ -164,6 +166,7 @@ def test_a_linear_model_has_a_closed_form(method):
         np.testing.assert_array_equal(found.curve, (expected > 0).mean(axis=1))
 
 
+@pytest.mark.slow
 def test_a_beam_of_one_set_is_greedy_and_a_wide_one_is_exhaustive():
     """With as many sets as there are, no set is left out, whatever its order."""
     net, (x, y) = network(6, 5, 8, scale=6.0), data(40, 6, 8)

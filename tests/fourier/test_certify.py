@@ -30,6 +30,7 @@ def one_signed(net, seed, of_one_order):
     return eqx.tree_at(lambda net: [layer.weight for layer in net.layers], net, new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "activation",
     [half_tanh, *(pytest.param(f, marks=pytest.mark.slow) for f in (jax.nn.relu, jnp.sign))],

@@ -138,6 +138,7 @@ def test_many_bits_agree_with_a_sample():
         assert np.sqrt(np.mean(z**2)) > 0.3
 
 
+@pytest.mark.slow
 def test_a_thousand_bits_of_which_twelve_have_weights():
     """The bits without weights are independent of the neuron, so the others can be
     enumerated.
@@ -182,6 +183,7 @@ def test_permuting_bits_permutes_coefficients():
     np.testing.assert_allclose(first.coefficients[:, order], second.coefficients, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_it_is_jitted_and_batched_over_networks():
     nets = [network(*neurons(18, 0.4, seed=k)) for k in range(3)]
     params = [eqx.filter(net, eqx.is_array) for net in nets]

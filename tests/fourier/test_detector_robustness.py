@@ -55,6 +55,7 @@ def test_most_has_a_bound():
         fourier.robustness(net, x, y, 1, most=10**9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fgsm", pytest.param("greedy", marks=pytest.mark.slow)])
 def test_the_rule_attacks_the_share_of_a_batch(method):
     net, (x, y) = network(9, 4, 3), data(4000, 9, 3)

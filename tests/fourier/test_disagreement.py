@@ -72,6 +72,7 @@ def test_ties_count_as_plus_one():
     assert float(fourier.disagreement([2.0, 1.0], [1.0, 1.0]).exact) == 0.25
 
 
+@pytest.mark.slow
 @hypothesis.given(
     arrays.arrays(float, st.sampled_from([1, 6, 9]), elements=st.floats(-4, 4, width=16)),
     st.floats(-3, 3),
@@ -125,6 +126,7 @@ def test_half_sums_give_the_alignment_of_the_whole_cube():
     )
 
 
+@pytest.mark.slow
 def test_pruned_bits_do_not_count():
     w = np.array([0.0, 2.0, 0.0, -1.0, 0.5])
     with_zeros = fourier.disagreement(w, np.sign(w), 0.1, 0.2)
@@ -139,6 +141,7 @@ def test_the_bound_needs_equal_weights():
     assert np.isnan(jax.jit(lambda v: fourier.disagreement(w, v).bound)(w + 1))
 
 
+@pytest.mark.slow
 def test_it_is_batched():
     rows = jnp.asarray(np.random.default_rng(3).normal(size=(4, 8)))
     found = jax.jit(jax.vmap(lambda w: fourier.disagreement(w, jnp.sign(w), 0.1)))(rows)

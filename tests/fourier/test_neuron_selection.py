@@ -151,6 +151,7 @@ def test_a_path_may_have_other_budgets():
     np.testing.assert_allclose(path.budget, [0.0, 0.03, 0.2])
 
 
+@pytest.mark.slow
 def test_robust_takes_the_neuron_that_helps_most_under_attack():
     net, x, y = case("scalar")
     moves = fourier.BitFlips(direction="add")
@@ -215,6 +216,7 @@ def test_float32_chooses_as_float64_does():
         assert picks[1].network.layers[0].weight.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_it_is_jitted_and_batched_over_networks():
     nets = [network(seed) for seed in (1, 2)]
     x, y = data(1)
@@ -280,6 +282,7 @@ def test_the_frontier_has_the_accuracies_of_its_networks(tables):
     np.testing.assert_allclose(f.validation[: M + 1], steps)
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_certified_has_a_frontier():
     net = eqx.nn.MLP(D, "scalar", 3, 1, jax.nn.gelu, key=jax.random.key(0))
     x, y = data()

@@ -164,6 +164,7 @@ def test_a_mask_selects_neurons_and_leaves_the_rest_alone():
     assert eqx.tree_equal(*kept)
 
 
+@pytest.mark.slow
 def test_permuting_bits_permutes_the_weights():
     rows, order = np.random.default_rng(10).normal(size=(3, 9)), np.arange(9)[::-1]
     for p in (1, 2, 4):
@@ -202,6 +203,7 @@ def test_any_module_with_a_linear_first_layer_is_stabilised():
     assert len(np.unique(np.abs(new.layers[0].weight[0]).round(12))) == 1
 
 
+@pytest.mark.slow
 def test_it_is_jitted_and_batched_over_networks():
     stack = jnp.asarray(np.random.default_rng(11).normal(size=(3, 2, 8)))
     for p, level in ((1, None), (2, None), (1, 0.3)):
@@ -213,6 +215,7 @@ def test_it_is_jitted_and_batched_over_networks():
             np.testing.assert_allclose(new[k], one, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_refitted_thresholds_keep_most_labels():
     """No threshold on a fine grid agrees on more of the inputs, and the old bias is
     kept where it is as good as any.

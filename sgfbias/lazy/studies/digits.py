@@ -41,8 +41,8 @@ MOST_STEPS, LOOKS = 8192, 200
 # The step size in units of that at which the linearised network diverges, with 1/2 for
 # the largest second derivative of the loss.
 SAFE = 0.25
-# Changes of the kernel that count as lazy and as rich. They were chosen on the root
-# seeds 100 to 103, and hold on those of the robustness page, which were not looked at.
+# Changes of the kernel that count as lazy and as rich, chosen on the root seeds 100 to
+# 103 alone.
 LAZY, RICH = 0.35, 1.0
 
 
