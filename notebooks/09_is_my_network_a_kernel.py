@@ -104,8 +104,8 @@ for which, table in found.items():
 # says in which layer the change happens.
 
 # %% [markdown]
-# `lazy.linearise(model)` is the linear model of the kernel at the start, and trains by the
-# same `simulate`. If the kernel is all there is, then it goes as far as the network does.
+# `lazy.linearise(model)` is the linear model of the kernel at the start, and trains by
+# the same `simulate`. If the kernel is all there is, it goes as far as the network does.
 
 # %%
 start, end = versions["MLP", "rescaled"], trained["MLP", "rescaled"]
