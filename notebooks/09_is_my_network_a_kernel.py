@@ -105,7 +105,7 @@ for which, table in found.items():
 
 # %% [markdown]
 # `lazy.linearise(model)` is the linear model of the kernel at the start, and trains by
-# the same `simulate`. If the kernel is all there is, it goes as far as the network does.
+# the same `simulate`. If the kernel is all there is, it goes as far as the network.
 
 # %%
 start, end = versions["MLP", "rescaled"], trained["MLP", "rescaled"]
