@@ -21,8 +21,15 @@ SYSTEMS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_what_is_left_is_green(system, tmp_path):
+@pytest.mark.parametrize(
+    ("systems", "folders"),
+    [
+        *(pytest.param([system], ("house", "study"), id=system) for system in SYSTEMS),
+        pytest.param(SYSTEMS, ("house", "study", "cli"), id="all"),
+    ],
+)
+def test_what_is_left_is_green(systems, folders, tmp_path):
+    """Without each of the systems, and without all of them."""
     for name in (
         "sgfbias",
         "tests",
@@ -39,8 +46,9 @@ def test_what_is_left_is_green(system, tmp_path):
             shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, tmp_path / name)
-    shutil.rmtree(tmp_path / "sgfbias" / system)
-    shutil.rmtree(tmp_path / "tests" / system)
+    for system in systems:
+        shutil.rmtree(tmp_path / "sgfbias" / system)
+        shutil.rmtree(tmp_path / "tests" / system)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
     def run(*command):
@@ -59,8 +67,8 @@ def test_what_is_left_is_green(system, tmp_path):
         f"import sgfbias; assert sgfbias.__file__.startswith({str(tmp_path)!r}); from sgfbias "
         "import cli; cli.main(['list'])",
     )
-    gone = [entry.name for entry in entries().values() if entry.system == system]
+    gone = [entry.name for entry in entries().values() if entry.system in systems]
     assert not [name for name in gone if f" {name} " in listed]
     assert run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/house", "tests/study", "tests/cli"
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in folders)
     )
