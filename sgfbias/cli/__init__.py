@@ -15,7 +15,7 @@ import importlib
 import inspect
 import os
 import sys
-import threading
+import time
 import typing
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -105,6 +105,12 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_PIPE
 
 
+def _interrupt_soon() -> None:
+    """Press Ctrl-C after a twentieth of a second."""
+    time.sleep(0.05)
+    _thread.interrupt_main()
+
+
 @contextlib.contextmanager
 def _no_interrupt_is_lost() -> Iterator[None]:
     """Press Ctrl-C again if it fell into a place where Python drops exceptions.
@@ -115,8 +121,9 @@ def _no_interrupt_is_lost() -> Iterator[None]:
 
     def hook(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            # Here it would be dropped once more.
-            threading.Timer(0.05, _thread.interrupt_main).start()
+            # Here it would be dropped once more. A `threading.Thread` would wait for its
+            # start, in which the second one may fall.
+            _thread.start_new_thread(_interrupt_soon, ())
         else:
             before(dropped)
 

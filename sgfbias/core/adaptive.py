@@ -53,6 +53,9 @@ def _solve(
         jnp.int32(0),
         run.solver,
     )
+    if start is not None:
+        by_clock = terms.vf
+        terms = dfx.ODETerm(lambda t, y, args: by_clock(start + t, y, args))
     if run.along is not None:
         terms = run.along.joined(terms, run.coordinates, None, jnp.int32(0), problem.dtype)
         zero = run.along.start(run.coordinates, run.network, zero)
@@ -61,10 +64,6 @@ def _solve(
     event = (
         None if stop is None else dfx.Event(lambda t, y, args, **kwargs: observe(y)["loss"] <= stop)
     )
-    terms = flow.build(run.coordinates, problem, y0[0], None, jnp.int32(0), run.solver)
-    if start is not None:
-        by_clock = terms.vf
-        terms = dfx.ODETerm(lambda t, y, args: by_clock(start + t, y, args))
     return dfx.diffeqsolve(
         terms,
         run.solver,
