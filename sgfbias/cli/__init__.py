@@ -121,8 +121,8 @@ def _no_interrupt_is_lost() -> Iterator[None]:
 
     def hook(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            # Here it would be dropped once more. A `threading.Thread` would wait for its
-            # start, in which the second one may fall.
+            # Here it would be dropped once more. A `threading.Timer` would wait for its
+            # own start, in which the second one may fall.
             _thread.start_new_thread(_interrupt_soon, ())
         else:
             before(dropped)
