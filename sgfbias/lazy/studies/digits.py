@@ -54,7 +54,7 @@ class Config(SeededConfig):
 
     seeds: Annotated[int, AtLeast(2)] = 3
     """Number of seeds, each with its own images and networks."""
-    images: Annotated[int, Between(20, IMAGES, closed=True)] = 100
+    images: Annotated[int, Between(20, IMAGES, closed=True)] = 60
     """Number of images."""
     width: Annotated[int, AtLeast(4)] = 64
     """Width of the two hidden layers of the MLP."""
@@ -66,7 +66,7 @@ class Config(SeededConfig):
     """Cross-entropy to which the networks are trained."""
 
 
-QUICK = Config(images=60)
+QUICK = Config(seeds=2)
 
 
 def measure(config: Config, log: Log) -> Columns:

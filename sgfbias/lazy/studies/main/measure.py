@@ -64,7 +64,7 @@ def measure(config: Config, log: Log) -> Columns:
     """
     widths, seeds, depth = config.widths, config.seeds, config.depth
     out = Columns(
-        loss_name=np.asarray(list(LOSSES)),
+        loss_name=list(LOSSES),
         width=np.asarray(widths),
         seed=np.arange(seeds),
         layer=np.arange(1, depth + 1),
