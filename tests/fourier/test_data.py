@@ -136,11 +136,11 @@ def test_what_are_no_bits_is_refused(call, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"X": X}, "must have X .* but has no y; it has X"),
+        ({"X": X}, "must hold X .* but holds X; missing: y"),
         ({"X": X, "y": Y[:2]}, r"y \(2,\)"),
         ({"X": X, "y": Y, "names": ["a"]}, "1 names"),
         ({"X": X.astype(str), "y": Y}, "'0' must be numbers or booleans"),
-        (None, "is no .npz file that can be read"),
+        (None, "is not a .npz file of plain numbers"),
     ],
 )
 def test_files_that_make_no_sense_are_refused(tmp_path, content, words):
