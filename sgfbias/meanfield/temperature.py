@@ -177,11 +177,11 @@ def marchenko_pastur(alpha: Any, *, nodes: int = 2000) -> SpectralLaw:
     """
     alpha = as_real(alpha, "alpha")
     check_positive(alpha, "alpha")
-    theta = jnp.arange(1, nodes + 1) * (np.pi / (nodes + 1))
+    theta = jnp.arange(1, nodes + 1, dtype=alpha.dtype) * (np.pi / (nodes + 1))
     x = 1 + alpha + 2 * jnp.sqrt(alpha) * jnp.cos(theta)
     weights = 2 * alpha / (nodes + 1) * jnp.square(jnp.sin(theta)) / x
     atom = jnp.maximum(1 - alpha, 0)
-    return SpectralLaw(jnp.append(x, 0.0), jnp.append(weights, atom))
+    return SpectralLaw(jnp.append(x, jnp.zeros((), x.dtype)), jnp.append(weights, atom))
 
 
 def least_squares_temperature(
@@ -261,7 +261,7 @@ def _closed_form(alpha: Any, eta: Any, b: Any, noise: Any, lam: Any, lags: int) 
                 f"{_largest(law, float(alpha), float(lam), float(g)):.4g}"
             )
     v = least / bracket
-    decay = 1 - (1 - eta * k) ** jnp.arange(lags + 1)[:, None]
+    decay = 1 - (1 - eta * k) ** jnp.arange(lags + 1, dtype=k.dtype)[:, None]
     hot = eta * g * v * mixing
     return Temperature(
         law.mean(hot * decay),
