@@ -18,6 +18,7 @@ from sgfbias.core.checks import as_whole, is_concrete, shown
 from sgfbias.core.descent import AbstractDescent
 from sgfbias.core.problem import Problem
 from sgfbias.core.record import Record
+from sgfbias.core.rules import Plain
 from sgfbias.core.simulate import simulate
 from sgfbias.core.weights import cast
 from sgfbias.meanfield.temperature import AGREEMENT
@@ -160,10 +161,10 @@ def noise_report(
             "`dynamics` must be a discrete algorithm with a constant step size, such as "
             f"StochasticGradientDescent(0.1, 8), but is {shown(dynamics)}"
         )
-    if dynamics.momentum is not None or dynamics.transformation is not None:
+    if not isinstance(dynamics.rule, Plain):
         raise ValueError(
             "a temperature is defined here for plain steps along the gradient: leave out the "
-            "momentum or the Optax transformation"
+            "momentum, the Optax transformation or the rule of your own"
         )
     if not dynamics.is_stochastic:
         raise ValueError(
@@ -256,5 +257,5 @@ def _response(
         zero = jnp.zeros((), problem.dtype)
         return jax.jvp(weights, (zero,), (jnp.ones_like(zero),))[1] @ sign / count
 
-    found = jnp.mean(jax.lax.map(along, signs), axis=0)
+    found = jnp.mean(jnp.stack([along(sign) for sign in signs]), axis=0)
     return found[:, -(times.size - first) :]

@@ -91,7 +91,7 @@ def _small(values: Any, scale: float) -> bool:
     return bool(abs(values.mean()) <= scale + 3 * error)
 
 
-def effective_temperature(curves: Curves, waiting: Any) -> Temperature:
+def effective_temperature(curves: Curves, waiting: Any, *, lags: Any = None) -> Temperature:
     """The effective temperature of training from a waiting time on.
 
     With C the correlation and R the response, `drop = (C(t,t) + C(w,w))/2 - C(t,w)` and
@@ -102,6 +102,9 @@ def effective_temperature(curves: Curves, waiting: Any) -> Temperature:
 
     - `curves`: from `solve`, or from `simulate` with `probes`.
     - `waiting`: w, a whole number of steps below the number of steps.
+    - `lags`: the longest lag. Drops and responses are averaged over all beginnings from
+      w on that leave this lag, which lowers the error of a stationary state. Default:
+      the longest lag of all, from w alone.
 
     **Returns:** a `Temperature`, which also says whether the state is stationary. A
     system that ages can look hot without noise.
@@ -120,14 +123,18 @@ def effective_temperature(curves: Curves, waiting: Any) -> Temperature:
             f"`waiting` must leave two lags or more, but is {waiting} of {curves.steps} steps: "
             "wait for less, or solve for more steps"
         )
+    most = curves.steps - waiting
+    lags = most if lags is None else as_whole(lags, "lags", least=2, most=most)
     with _double((curves.correlation, curves.response, curves.rule)):
-        return _measured(curves, waiting)
+        return _measured(curves, waiting, lags)
 
 
-def _measured(curves: Curves, waiting: int) -> Temperature:
+def _measured(curves: Curves, waiting: int, lags: int) -> Temperature:
     assert curves.response is not None
     eta = jnp.asarray(curves.rule.step_size).astype(curves.response.dtype)
-    drop, chi = from_kernels(curves.correlation, curves.response, eta, waiting)
+    begins = range(waiting, curves.steps - lags + 1)
+    rows = [from_kernels(curves.correlation, curves.response, eta, w) for w in begins]
+    drop, chi = (sum(row[k][..., : lags + 1] for row in rows) / len(rows) for k in (0, 1))
     half = (curves.steps - waiting) // 2
     later, chi_later = from_kernels(curves.correlation, curves.response, eta, waiting + half)
     halves = [drop[..., half] / chi[..., half], later[..., half] / chi_later[..., half]]

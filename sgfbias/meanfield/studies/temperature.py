@@ -73,7 +73,9 @@ class Config(SeededConfig):
     """Number of steps."""
     waiting: Annotated[int, AtLeast(20)] = 70
     """Number of steps before fluctuations and responses begin."""
-    samples: Annotated[int, AtLeast(100)] = 1500
+    lags: Annotated[int, AtLeast(21)] = 40
+    """Longest lag. Averages are over all beginnings that leave it."""
+    samples: Annotated[int, AtLeast(100)] = 2000
     """Number of effective examples of the theory."""
     solves: Annotated[int, AtLeast(4)] = 6
     """Number of independent solutions of the theory."""
@@ -83,9 +85,10 @@ class Config(SeededConfig):
     """Number of data sets of the runs, each with two runs."""
 
     def check(self) -> None:
-        if self.waiting > self.steps - 21:
+        if self.waiting > self.steps - self.lags:
             raise ValueError(
-                f"waiting must leave 21 lags or more of {self.steps} steps, but is {self.waiting}"
+                f"waiting must leave lags = {self.lags} of {self.steps} steps, but is "
+                f"{self.waiting}"
             )
         if abs(self.alpha * self.d - round(self.alpha * self.d)) > 1e-6:
             raise ValueError(
@@ -98,7 +101,7 @@ class Config(SeededConfig):
             )
 
 
-QUICK = Config(steps=90, waiting=50, samples=800, solves=5, d=200, seeds=6)
+QUICK = Config(steps=84, waiting=40, lags=24, samples=600, solves=6, d=200, seeds=8)
 PAPER = Config(samples=4000, solves=12, d=800, seeds=16)
 
 
@@ -111,7 +114,7 @@ def masks(config: Config) -> list[tuple[float, float]]:
 def measure(config: Config, log: Log) -> Columns:
     """Drops and responses of the theory in every setting, and of runs at one."""
     settings = masks(config)
-    lags = config.steps - config.waiting + 1
+    lags = config.lags + 1
     out = Columns(
         setting=[f"b={b:g} q={q:.3g}" for b, q in settings],
         lag=("lag", np.arange(lags), {"units": "steps"}),
@@ -120,7 +123,7 @@ def measure(config: Config, log: Log) -> Columns:
     )
     data = LinearTeacher(config.alpha, label_noise=config.label_noise)
     found: dict[str, list[np.ndarray]] = {"drop": [], "response": [], "stationary": []}
-    early = []
+    early, residuals = [], []
     for k, (b, q) in enumerate(settings):
         log(f"theory at b = {b:g}, persistence {q:.3g}")
         curves = solve(
@@ -131,10 +134,11 @@ def measure(config: Config, log: Log) -> Columns:
             samples=config.samples,
             keys=config.keys(0, config.solves),
         )
-        heat = effective_temperature(curves, config.waiting)
+        heat = effective_temperature(curves, config.waiting, lags=config.lags)
         found["drop"].append(np.asarray(heat.drop))
         found["response"].append(np.asarray(heat.response))
         found["stationary"].append(np.asarray(heat.stationary))
+        residuals.append(2 * float(jnp.mean(curves.loss[:, config.waiting :])))
         if k == FRACTIONS.index(BASE):
             early.append(effective_temperature(curves, EARLY).stationary)
     dims = ("setting", "solve", "lag")
@@ -153,7 +157,15 @@ def measure(config: Config, log: Log) -> Columns:
     dims = ("fraction", "lag")
     out.add("closed_drop", dims, np.stack([c.drop for c in closed]), "|dw|^2 / (2 d)")
     out.add("closed_response", dims, np.stack([c.response for c in closed]), "w per unit force")
-    out.add("coloured", ("tau",), [coloured(config, tau) for tau in TAUS], "temperature")
+    out.add(
+        "coloured",
+        ("tau",),
+        [
+            coloured(config, tau, residual)
+            for tau, residual in zip(TAUS, residuals[PERSISTENT], strict=True)
+        ],
+        "temperature",
+    )
     log("runs")
     runs_lags, slopes = runs(config)
     out.axes["runs_lag"] = runs_lags
@@ -180,7 +192,7 @@ def runs(config: Config) -> tuple[np.ndarray, np.ndarray]:
             Linear(jnp.zeros(config.d, jnp.float32)),
             problem,
             keys=jax.random.split(second, 2),
-            steps=config.steps,
+            steps=config.waiting + config.lags,
             waiting=config.waiting,
             probes=1,
         )
@@ -191,14 +203,14 @@ def runs(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return lags, np.stack(found)
 
 
-def coloured(config: Config, tau: float) -> float:
+def coloured(config: Config, tau: float, residual: float) -> float:
     """The temperature that noise of this colour would have with a Hessian that does not
-    change: every mode is an AR(1) process driven by AR(1) noise.
+    change: every mode is an AR(1) process driven by AR(1) noise, whose size follows
+    from the mean squared residual.
     """
     law = marchenko_pastur(config.alpha)
     x, weights = (np.asarray(v)[:-1] for v in (law.nodes, law.weights))
     rho, decay = 1 - config.step / (BASE * tau), 1 - config.step * x
-    residual = config.label_noise**2 * (1 - 1 / config.alpha)
     force = (1 - BASE) / BASE * residual * x
     spread = config.step**2 * force / (1 - decay**2) * (1 + decay * rho) / (1 - decay * rho)
     return float(weights @ spread / (weights @ (1 / x)))
