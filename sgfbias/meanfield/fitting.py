@@ -73,6 +73,16 @@ class FittedMixture(AbstractData):
         spread = jnp.sqrt(jnp.where(known, variance, 1))
         return upper_tail(jnp.where(known, overlap / spread, 0))
 
+    def take(self, rows: Any) -> FittedMixture:
+        """The same law with some of the examples as its data, for runs on them; alpha
+        is theirs.
+        """
+        inputs, targets = self.inputs[rows], self.targets[rows]
+        alpha = jnp.asarray(inputs.shape[0] / inputs.shape[1], self.alpha.dtype)
+        return eqx.tree_at(
+            lambda law: (law.inputs, law.targets, law.alpha), self, (inputs, targets, alpha)
+        )
+
     def isotropic(self) -> FittedMixture:
         """The same law with an isotropic covariance of the same trace, as a control."""
         count = self.values.shape[0]
