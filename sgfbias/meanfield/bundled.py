@@ -1,4 +1,6 @@
-"""Two classes of scikit-learn's data, as a linear model sees them."""
+"""Data that come with scikit-learn: two classes as a linear model sees them, and
+images of ten digits.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+MISSING = (
+    "these data come with scikit-learn, which is not installed: pip install 'sgfbias[meanfield]'"
+)
 CHOICES = ("three-eight", "even-odd", "cancer")
 
 
@@ -27,10 +32,7 @@ def two_classes(name: str, n: int | None = None, *, seed: int = 0) -> tuple[Any,
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise ValueError(
-            "these data come with scikit-learn, which is not installed: pip install "
-            "'sgfbias[meanfield]'"
-        ) from error
+        raise ValueError(MISSING) from error
     if name not in CHOICES:
         raise ValueError(f"`name` must be one of {', '.join(CHOICES)}, but is {name!r}")
     if name == "cancer":
@@ -63,3 +65,17 @@ def balanced(X: Any, labels: Any, n: int | None, seed: int) -> tuple[Any, Any]:
     X = X[:, X.std(axis=0) > 1e-9]
     X = (X - X.mean(axis=0)) / X.std(axis=0)
     return X / np.sqrt(X.shape[1]), np.asarray(labels, np.float64)[rows]
+
+
+def ten_classes(n: int, *, seed: int = 0) -> tuple[Any, Any]:
+    """Some images of digits as grey values from -1 to 1, (n, 64), and their digits.
+
+    **Raises:** `ValueError` without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError(MISSING) from error
+    images, digits = load_digits(return_X_y=True)
+    rows = np.random.default_rng(seed).permutation(len(digits))[:n]
+    return images[rows] / 8 - 1, digits[rows]

@@ -8,6 +8,7 @@ Sigma, and `n = alpha d` examples. A linear model w has the pre-activation
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -155,7 +156,7 @@ class GaussianMixture(AbstractData):
         self, alpha: Any, *, spectrum: Any = 1.0, mean_energy: Any = 1.0, clusters: int = 2
     ):
         self.alpha = checked_alpha(alpha)
-        self.plain = jnp.ndim(spectrum) == 0 and (
+        self.plain = np.ndim(spectrum) == 0 and (
             isinstance(mean_energy, int | float) and mean_energy == 1
         )
         self.spectrum = eigenvalues(spectrum, "spectrum")
@@ -214,8 +215,8 @@ class GaussianMixture(AbstractData):
         direction = jnp.sqrt(energies) * signs
         centres = self._centres(two, (n,), dtype)
         noise = jnp.sqrt(spectrum) * jax.random.normal(three, (n, d), dtype)
-        x = centres[:, None] * direction / np.sqrt(d) + noise
-        return Sample(x / np.sqrt(d), self._labels(centres), direction, spectrum)
+        x = centres[:, None] * direction / math.sqrt(d) + noise
+        return Sample(x / math.sqrt(d), self._labels(centres), direction, spectrum)
 
     def test_error(self, overlap, variance, readout):
         if readout is None and self.clusters == 2:
@@ -265,7 +266,7 @@ class LinearTeacher(AbstractData):
         n = examples(self.alpha, d)
         one, two, three = jax.random.split(key, 3)
         direction = jax.random.rademacher(one, (d,), dtype=jnp.int32).astype(dtype)
-        inputs = jax.random.normal(two, (n, d), dtype) / np.sqrt(d)
+        inputs = jax.random.normal(two, (n, d), dtype) / math.sqrt(d)
         noise = self.label_noise.astype(dtype) * jax.random.normal(three, (n,), dtype)
         return Sample(inputs, inputs @ direction + noise, direction, jnp.ones(d, dtype))
 
@@ -315,7 +316,7 @@ class RandomLabels(AbstractData):
         n = examples(self.alpha, d)
         one, two, three = jax.random.split(key, 3)
         direction = jax.random.rademacher(one, (d,), dtype=jnp.int32).astype(dtype)
-        inputs = jax.random.normal(two, (n, d), dtype) / np.sqrt(d)
+        inputs = jax.random.normal(two, (n, d), dtype) / math.sqrt(d)
         targets = jax.random.rademacher(three, (n,), dtype=jnp.int32).astype(dtype)
         return Sample(inputs, targets, direction, jnp.ones(d, dtype))
 

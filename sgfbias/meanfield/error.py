@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ NODES = 20_001
 
 def upper_tail(x: Any) -> Array:
     """`Q(x)`, the probability that a standard normal number is above x."""
-    return special.erfc(x / np.sqrt(2)) / 2
+    return special.erfc(x / math.sqrt(2)) / 2
 
 
 def class_error(

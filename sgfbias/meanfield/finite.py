@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -143,12 +144,12 @@ class _System:
             key, v.shape, v.dtype
         )
         w = self.start.overlap.astype(v.dtype) * v * (self.d / jnp.sum(jnp.square(v))) + noise
-        return w * np.sqrt(self.d) / jnp.linalg.norm(w) if self.rule.sphere else w
+        return w * math.sqrt(self.d) / jnp.linalg.norm(w) if self.rule.sphere else w
 
     def _dynamics(self, n: int) -> Any:
         """The algorithm of the core, whose loss is a mean over the n examples."""
         rule = self.rule
-        project = Sphere(float(np.sqrt(self.d))) if rule.sphere else None
+        project = Sphere(float(math.sqrt(self.d))) if rule.sphere else None
         step_size = rule.step_size * n
         if rule.mask is None:
             return GradientDescent(step_size, project=project)
@@ -213,7 +214,8 @@ def observed(data: Any, sample: Sample, weights: Array, readout: Any) -> dict[st
     error = jnp.mean(data.test_error(overlap, variance, readout), axis=0)
     distance = None
     if replicas > 1:
-        spread = jnp.mean(jnp.square(weights - jnp.mean(weights, axis=0)), axis=(0, 2))
+        apart = weights - weights[0]  # exactly 0 for runs that are equal
+        spread = jnp.mean(jnp.square(apart - jnp.mean(apart, axis=0)), axis=(0, 2))
         distance = 2 * replicas / (replicas - 1) * spread
     return {
         "overlap": jnp.mean(overlap, axis=0),

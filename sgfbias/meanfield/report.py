@@ -200,7 +200,8 @@ def noise_report(
             f"{float(dynamics.clock.width):g}"
         )
     size = keys.shape[0]
-    spread = jnp.mean(jnp.square(weights - jnp.mean(weights, axis=0)), axis=(0, 2))
+    apart = weights - weights[0]  # exactly 0 for runs that are equal
+    spread = jnp.mean(jnp.square(apart - jnp.mean(apart, axis=0)), axis=(0, 2))
     moved = jnp.sum(jnp.square(weights[:, first:] - weights[:, first : first + 1]), axis=-1)
     drop = moved / (2 * count)
     response = _response(dynamics, model, problem, keys, steps, waiting, probes, times, first)
