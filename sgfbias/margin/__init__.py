@@ -18,6 +18,8 @@ from sgfbias.margin.degree import Homogeneity as Homogeneity
 from sgfbias.margin.degree import homogeneity as homogeneity
 from sgfbias.margin.flow import MarginFlow as MarginFlow
 from sgfbias.margin.geometry import alignment_gap as alignment_gap
+from sgfbias.margin.landing import Landed as Landed
+from sgfbias.margin.landing import land as land
 from sgfbias.margin.linear import LinearMargin as LinearMargin
 from sgfbias.margin.linear import max_margin as max_margin
 from sgfbias.margin.network import Linear as Linear

@@ -53,6 +53,8 @@ class AbstractConditioner(eqx.Module):
     references: ClassVar[Mapping[str, str]] = {"wang2021": "the flows of adaptive optimisers"}
     # Whether b is remembered.
     remembers: ClassVar[bool] = True
+    # The widest explicit step in nu that follows what is remembered.
+    widest: ClassVar[float | None] = None
 
     def start(self, position: Any) -> Any:
         """b at the start, a PyTree like the position, of leaves without entries if
@@ -118,6 +120,7 @@ class AdaGrad(AbstractConditioner):
 class _Average(AbstractConditioner):
     """An exponential average of the squares of the gradient."""
 
+    widest: ClassVar[float | None] = 1 / FASTEST
     decay: Array
     eps: Array
     step_size: Array

@@ -15,11 +15,13 @@ from jaxtyping import Array
 
 from sgfbias.core.checks import as_whole, is_concrete
 from sgfbias.core.dynamics import AbstractDeterministicFlow, as_tolerance
+from sgfbias.core.gain import GainController
 from sgfbias.core.references import merge
 from sgfbias.core.trajectory import Status
 from sgfbias.margin.conditioners import AbstractConditioner, Identity, Moment
 from sgfbias.margin.degree import check_homogeneous
 from sgfbias.margin.geometry import gaps_of, norm
+from sgfbias.margin.kinks import KinkEuler, has_kinks
 from sgfbias.margin.objective import (
     Function,
     check_classification,
@@ -35,6 +37,8 @@ LARGEST_SINGLE = 1e3
 LARGEST_DOUBLE = 1e9
 # The relative difference of nu and the clock beyond which a run is not to be trusted.
 CLOCK_ERROR = 1e-3
+# The width in nu of the first step on a model with kinks.
+FIRST_STEP = 0.05
 
 
 class Memory(NamedTuple):
@@ -43,10 +47,14 @@ class Memory(NamedTuple):
     - `squares`: b of the conditioner, like the position; of leaves without entries if
       nothing is remembered.
     - `time`: `t e^(-nu) / (n sqrt(eps))`, with the flow time t.
+    - `average`: the gradient of nu, averaged over the last unit of nu with exponential
+      weights, for models with kinks. Otherwise like the position, of leaves without
+      entries.
     """
 
     squares: Any
     time: Array
+    average: Any
 
 
 class MarginFlow(AbstractDeterministicFlow):
@@ -68,9 +76,19 @@ class MarginFlow(AbstractDeterministicFlow):
 
     `final["conditioner"]` is h, flat in the order of the trainable arrays.
 
-    For models that are smooth in their parameters, such as linear ones, products and
-    powers of ReLU above 1. An adaptive solver slides along the kinks of ReLU networks;
-    a run whose nu falls behind its clock says so.
+    Models that are smooth in their parameters, such as linear ones, products and powers
+    of ReLU above 1, are followed by a solver that controls its error. Along the kinks
+    of ReLU networks such a solver slides, and its clock runs ahead of nu. So on models
+    with kinks, which are recognised by jumps of their derivatives, the steps are
+    Euler's, and a `GainController` keeps those that gain at least half of the nu that
+    they promise. The clock is then nu as it is measured after every step. There
+
+    - the gaps are those of the gradient of nu averaged over the last unit of nu,
+      `final["mean_gradient"]`, since the gradient itself jumps between the pieces that
+      meet at a kink.
+    - recorded values are interpolated inside a step, so the series `nu` may differ from
+      the recorded time by a part of a step. `log_time` is right up to a constant below
+      log 2.
 
     **Arguments:**
 
@@ -78,7 +96,10 @@ class MarginFlow(AbstractDeterministicFlow):
       `RMSProp(decay, eps)` or `AdamNoMomentum(decay, eps)`.
     - `rtol`, `atol`: tolerances of the adaptive solver, as in `GradientFlow`. The
       solver is the implicit Kvaerno3 up to 600 numbers in float64, otherwise Tsit5.
+      They are not used on models with kinks.
     - `most_steps`: the number of solver steps after which a run gives up.
+    - `kinks`: whether the model has kinks. Default: it is looked at. While derivatives
+      are taken, that is not possible, and the default is False.
 
     **Raises:** `ValueError` for a conditioner of another kind; in `simulate`, for a
     problem without labels of classes, and for a model that is not homogeneous.
@@ -86,6 +107,7 @@ class MarginFlow(AbstractDeterministicFlow):
 
     conditioner: AbstractConditioner
     budget: int = eqx.field(static=True)
+    kinks: bool | None = eqx.field(static=True)
     dt: None = eqx.field(static=True)
     rtol: float | None = eqx.field(static=True)
     atol: float | None = eqx.field(static=True)
@@ -97,6 +119,7 @@ class MarginFlow(AbstractDeterministicFlow):
         rtol: float | None = None,
         atol: float | None = None,
         most_steps: int = 200_000,
+        kinks: bool | None = None,
     ):
         self.conditioner = Identity() if conditioner is None else conditioner
         if not isinstance(self.conditioner, AbstractConditioner):
@@ -108,6 +131,9 @@ class MarginFlow(AbstractDeterministicFlow):
             )
         self.rtol, self.atol = as_tolerance(rtol, "rtol"), as_tolerance(atol, "atol")
         self.budget = as_whole(most_steps, "most_steps")
+        if kinks not in (None, True, False):
+            raise ValueError(f"`kinks` must be True, False or None, but is {kinks!r}")
+        self.kinks = kinks
         self.dt = None
 
     @property
@@ -127,14 +153,42 @@ class MarginFlow(AbstractDeterministicFlow):
     def weights_only(self):
         return True
 
+    def suited(self, coordinates, network, problem):
+        if self.kinks is not None or not is_concrete((network, problem)):
+            return self
+        found = has_kinks(coordinates, coordinates.encode(network), problem.inputs)
+        return MarginFlow(
+            self.conditioner,
+            rtol=self.rtol,
+            atol=self.atol,
+            most_steps=self.budget,
+            kinks=found,
+        )
+
+    def step_control(self, coordinates, problem):
+        if not self.kinks:
+            return super().step_control(coordinates, problem)
+        control = GainController(first=FIRST_STEP, widest=self.conditioner.widest, clock=True)
+
+        def gained(network: Any) -> Array:
+            outputs = problem.outputs(network)
+            return -jax.nn.logsumexp(problem.loss.log(outputs, problem.targets))
+
+        return control.watching(lambda y: coordinates.decode(y[0]), gained)
+
     def default_solver(self, dtype, size):
+        if self.kinks:
+            return KinkEuler()
         # At large nu Kvaerno5, of higher order, may reject nearly all of its steps.
         small = jnp.finfo(dtype).bits > 32 and size <= LARGEST_IMPLICIT
         return dfx.Kvaerno3() if small else dfx.Tsit5()
 
     def memory(self, position):
         dtype = jax.tree.leaves(position)[0].dtype
-        return Memory(self.conditioner.start(position), jnp.zeros((), dtype))
+        average = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape if self.kinks else (0,), leaf.dtype), position
+        )
+        return Memory(self.conditioner.start(position), jnp.zeros((), dtype), average)
 
     def begins(self, coordinates, network, problem):
         check_classification(problem)
@@ -154,7 +208,10 @@ class MarginFlow(AbstractDeterministicFlow):
             step = jax.tree.map(jnp.multiply, factor, gradient)
             speed = _dot(step, gradient)
             squares = conditioner.rate(memory.squares, gradient, now, speed)
-            change = Memory(squares, 1 / speed - memory.time)
+            average = jax.tree.map(
+                jnp.subtract, gradient if self.kinks else memory.average, memory.average
+            )
+            change = Memory(squares, 1 / speed - memory.time, average)
             integral = conditioner.scale(problem.dtype) / speed
             return (jax.tree.map(lambda v: v / speed, step), change), integral
 
@@ -179,6 +236,10 @@ class MarginFlow(AbstractDeterministicFlow):
         )
         w, G, f = (jax.flatten_util.ravel_pytree(a)[0] for a in (position, gradient, factor))
         h = f / root
+        mean = G
+        if self.kinks:
+            average = jax.flatten_util.ravel_pytree(memory.average)[0]
+            mean = jnp.where(jnp.any(average != 0), average, G)
         least = jnp.min(q)
         moved = memory.time > 0
         log_time = jnp.log(jnp.where(moved, memory.time * root, 1)) + nu + jnp.log(n)
@@ -191,16 +252,17 @@ class MarginFlow(AbstractDeterministicFlow):
             "margin_l2": _over(least, norm(w, "l2"), degree),
             "margin_linf": _over(least, norm(w, "linf"), degree),
             "surrogate_margin": _over(nu, norm(w, 1 / h), degree),
-            **{f"gap_{name}": gap for name, gap in gaps_of(w, G, h).items()},
+            **{f"gap_{name}": gap for name, gap in gaps_of(w, mean, h).items()},
             "loss_time_speed": memory.time * jnp.sum(f * jnp.square(G)),
             "conditioner": h,
+            **({"mean_gradient": mean} if self.kinks else {}),
         }
 
     def units(self):
         return dict.fromkeys(
             ("nu", "log10_loss", "log_time", "q_min", "hardest", "margin_l2", "margin_linf",
              "surrogate_margin", "gap_l2", "gap_linf", "gap_metric", "loss_time_speed",
-             "conditioner"),
+             "conditioner", "mean_gradient"),
             "1",
         )  # fmt: skip
 
@@ -214,7 +276,10 @@ class MarginFlow(AbstractDeterministicFlow):
                     f"margins up to nu = {most:g} only" + ("; use float64 data" if single else ""),
                     stacklevel=3,
                 )
-        behind = jnp.abs(final["nu"] - end) > CLOCK_ERROR * jnp.maximum(jnp.abs(end), 1)
+        off = end - final["nu"]
+        # At the end of a measured clock nu may be a part of the last step ahead of it.
+        off = jnp.maximum(off, 0) if self.kinks else jnp.abs(off)
+        behind = off > CLOCK_ERROR * jnp.maximum(jnp.abs(end), 1)
         # The loss falls for ever, so no loss is one at which a run has converged.
         status = jnp.where(status == int(Status.CONVERGED), int(Status.MOVING), status)
         finite = status != int(Status.NON_FINITE)
@@ -232,8 +297,13 @@ class MarginFlow(AbstractDeterministicFlow):
             )
         if status == Status.GAVE_UP:
             return (
-                f"gave up at {at}: the solver ran out of its {self.budget:,} steps, or slid along "
-                "a kink of the model; the values are those at this nu"
+                f"gave up at {at}: the solver ran out of its {self.budget:,} steps, "
+                + (
+                    "or no step along the gradient gains anything"
+                    if self.kinks
+                    else "or slid along a kink of the model (kinks=True)"
+                )
+                + "; the values are those at this nu"
             )
         if status == Status.MOVING:
             return (
