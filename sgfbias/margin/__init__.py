@@ -16,6 +16,7 @@ from sgfbias.margin.conditioners import Identity as Identity
 from sgfbias.margin.conditioners import RMSProp as RMSProp
 from sgfbias.margin.degree import Homogeneity as Homogeneity
 from sgfbias.margin.degree import homogeneity as homogeneity
+from sgfbias.margin.descent import MarginDescent as MarginDescent
 from sgfbias.margin.flow import MarginFlow as MarginFlow
 from sgfbias.margin.geometry import alignment_gap as alignment_gap
 from sgfbias.margin.landing import Landed as Landed
@@ -25,6 +26,8 @@ from sgfbias.margin.linear import max_margin as max_margin
 from sgfbias.margin.network import Linear as Linear
 from sgfbias.margin.objective import margins as margins
 from sgfbias.margin.objective import nu as nu
+from sgfbias.margin.rules import Adam as Adam
+from sgfbias.margin.rules import Sign as Sign
 from sgfbias.margin.theory import AdaGradLimit as AdaGradLimit
 from sgfbias.margin.theory import adagrad_limit as adagrad_limit
 from sgfbias.margin.theory import adam_rate as adam_rate

@@ -203,6 +203,7 @@ def _positive(eps: Any) -> Array:
     if is_concrete(given) and float(given) == 0:
         raise ValueError(
             "eps=0 makes h unbounded where a component of the gradient vanishes, so there is no "
-            "such flow; take a positive eps, which may be as small as 1e-24"
+            "such flow; take a positive eps, which may be as small as 1e-24, or use "
+            "MarginDescent(Adam(eps=0.0))"
         )
     return given

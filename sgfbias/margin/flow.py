@@ -20,15 +20,10 @@ from sgfbias.core.references import merge
 from sgfbias.core.trajectory import Status
 from sgfbias.margin.conditioners import AbstractConditioner, Identity, Moment
 from sgfbias.margin.degree import check_homogeneous
-from sgfbias.margin.geometry import gaps_of, norm
+from sgfbias.margin.geometry import norm
 from sgfbias.margin.kinks import KinkEuler, has_kinks
-from sgfbias.margin.objective import (
-    Function,
-    check_classification,
-    degree_at,
-    margins_of,
-    nu_and_gradient,
-)
+from sgfbias.margin.objective import check_classification, nu_and_gradient
+from sgfbias.margin.recorded import UNITS, averaged, here, over, reason, values
 
 # The largest state for which an implicit solver is the default.
 LARGEST_IMPLICIT = 600
@@ -125,9 +120,9 @@ class MarginFlow(AbstractDeterministicFlow):
         if not isinstance(self.conditioner, AbstractConditioner):
             raise ValueError(
                 "`conditioner` must be Identity(), AdaGrad(eps), RMSProp(decay, eps) or "
-                f"AdamNoMomentum(decay, eps), but is {conditioner!r}; momentum and sign descent "
-                "are discrete algorithms, and as flows they are unbounded where a component of "
-                "the gradient vanishes"
+                f"AdamNoMomentum(decay, eps), but is {conditioner!r}; Adam with momentum and sign "
+                "descent are discrete algorithms: as a flow the sign is unbounded where a "
+                "component of the gradient vanishes; use MarginDescent"
             )
         self.rtol, self.atol = as_tolerance(rtol, "rtol"), as_tolerance(atol, "atol")
         self.budget = as_whole(most_steps, "most_steps")
@@ -218,53 +213,27 @@ class MarginFlow(AbstractDeterministicFlow):
         return dfx.ODETerm(move)
 
     def observables(self, network, problem, memory):
-        check_classification(problem)
-        position = jax.tree.map(
-            lambda squares, own: None if squares is None else own,
-            memory.squares,
-            network,
-            is_leaf=lambda leaf: leaf is None,
-        )
-        function = Function(network, problem)
-        value, degree = degree_at(function, position)
-        q = margins_of(problem.loss, value, problem.targets)
-        nu, gradient = nu_and_gradient(function.linearise, position, problem)
-        dtype = nu.dtype
+        at = here(network, problem, memory.squares)
+        dtype = at.nu.dtype
         root, n = self.conditioner.scale(dtype), jnp.asarray(problem.n, dtype)
         factor = self.conditioner.factor(
-            memory.squares, gradient, Moment(nu, problem.n, memory.time)
+            memory.squares, at.tangent, Moment(at.nu, problem.n, memory.time)
         )
-        w, G, f = (jax.flatten_util.ravel_pytree(a)[0] for a in (position, gradient, factor))
+        f = jax.flatten_util.ravel_pytree(factor)[0]
         h = f / root
-        mean = G
-        if self.kinks:
-            average = jax.flatten_util.ravel_pytree(memory.average)[0]
-            mean = jnp.where(jnp.any(average != 0), average, G)
-        least = jnp.min(q)
+        mean = averaged(memory.average, at.flat) if self.kinks else at.flat
         moved = memory.time > 0
-        log_time = jnp.log(jnp.where(moved, memory.time * root, 1)) + nu + jnp.log(n)
+        log_time = jnp.log(jnp.where(moved, memory.time * root, 1)) + at.nu + jnp.log(n)
         return {
-            "nu": nu,
-            "log10_loss": -(nu + jnp.log(n)) / jnp.log(jnp.asarray(10, dtype)),
+            **values(at, problem.n, h, mean),
             "log_time": jnp.where(moved, log_time, -jnp.inf),
-            "q_min": least,
-            "hardest": jnp.argmin(q.reshape(problem.n, -1).min(axis=1)).astype(dtype),
-            "margin_l2": _over(least, norm(w, "l2"), degree),
-            "margin_linf": _over(least, norm(w, "linf"), degree),
-            "surrogate_margin": _over(nu, norm(w, 1 / h), degree),
-            **{f"gap_{name}": gap for name, gap in gaps_of(w, mean, h).items()},
-            "loss_time_speed": memory.time * jnp.sum(f * jnp.square(G)),
-            "conditioner": h,
+            "surrogate_margin": over(at.nu, norm(at.w, 1 / h), at.degree),
+            "loss_time_speed": memory.time * jnp.sum(f * jnp.square(at.flat)),
             **({"mean_gradient": mean} if self.kinks else {}),
         }
 
     def units(self):
-        return dict.fromkeys(
-            ("nu", "log10_loss", "log_time", "q_min", "hardest", "margin_l2", "margin_linf",
-             "surrogate_margin", "gap_l2", "gap_linf", "gap_metric", "loss_time_speed",
-             "conditioner", "mean_gradient"),
-            "1",
-        )  # fmt: skip
+        return UNITS
 
     def judge(self, status, final, end):
         if is_concrete((final["nu"], end)):
@@ -289,15 +258,10 @@ class MarginFlow(AbstractDeterministicFlow):
         )
 
     def explain(self, status, final):
-        at = f"nu = {final['nu']:.6g}"
-        if status == Status.STALLED:
-            return (
-                f"stalled: the data are not fitted: q_min = {final['q_min']:.3g} for example "
-                f"{int(final['hardest'])}; the margin is defined once all are"
-            )
         if status == Status.GAVE_UP:
             return (
-                f"gave up at {at}: the solver ran out of its {self.budget:,} steps, "
+                f"gave up at nu = {final['nu']:.6g}: the solver ran out of its {self.budget:,} "
+                "steps, "
                 + (
                     "or no step along the gradient gains anything"
                     if self.kinks
@@ -305,21 +269,10 @@ class MarginFlow(AbstractDeterministicFlow):
                 )
                 + "; the values are those at this nu"
             )
-        if status == Status.MOVING:
-            return (
-                f"moving: {at}, a loss of 10^{final['log10_loss']:.1f}; the loss falls for ever, "
-                "and the gaps say how far the direction still is from stationary"
-            )
-        return None
+        return reason(status, final)
 
 
 def _dot(a: Any, b: Any) -> Array:
     """The inner product of two tangents."""
     parts = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
     return jax.tree.reduce(jnp.add, parts)
-
-
-def _over(value: Array, size: Array, degree: Array) -> Array:
-    """`value / size^degree`, and 0 at the origin."""
-    safe = jnp.where(size > 0, size, 1)
-    return jnp.where(size > 0, value / safe**degree, 0)
