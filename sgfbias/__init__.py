@@ -9,6 +9,7 @@ from sgfbias.core.brownian import seeds as seeds
 from sgfbias.core.descent import SVAG as SVAG
 from sgfbias.core.descent import GradientDescent as GradientDescent
 from sgfbias.core.descent import OptaxDescent as OptaxDescent
+from sgfbias.core.descent import RuleDescent as RuleDescent
 from sgfbias.core.descent import StochasticGradientDescent as StochasticGradientDescent
 from sgfbias.core.flow import GradientFlow as GradientFlow
 from sgfbias.core.flow import MomentumFlow as MomentumFlow
@@ -19,7 +20,10 @@ from sgfbias.core.loss import AbstractLoss as AbstractLoss
 from sgfbias.core.loss import ExponentialLoss as ExponentialLoss
 from sgfbias.core.loss import LogisticLoss as LogisticLoss
 from sgfbias.core.loss import SoftmaxCrossEntropyLoss as SoftmaxCrossEntropyLoss
+from sgfbias.core.loss import SquaredHingeLoss as SquaredHingeLoss
 from sgfbias.core.loss import SquaredLoss as SquaredLoss
+from sgfbias.core.masks import BernoulliMask as BernoulliMask
+from sgfbias.core.masks import PersistentMask as PersistentMask
 from sgfbias.core.network import AbstractNetwork as AbstractNetwork
 from sgfbias.core.noise import AbstractNoise as AbstractNoise
 from sgfbias.core.noise import IsotropicNoise as IsotropicNoise
@@ -29,6 +33,7 @@ from sgfbias.core.noise import MinibatchNoise as MinibatchNoise
 from sgfbias.core.noise import NoNoise as NoNoise
 from sgfbias.core.noise import PerSampleNoise as PerSampleNoise
 from sgfbias.core.problem import Problem as Problem
+from sgfbias.core.project import Sphere as Sphere
 from sgfbias.core.record import Record as Record
 from sgfbias.core.schedule import UntilTime as UntilTime
 from sgfbias.core.simulate import simulate as simulate

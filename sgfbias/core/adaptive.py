@@ -15,8 +15,8 @@ from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, check_positive, is_concrete
 from sgfbias.core.dynamics import FLOW_TIME, AbstractDeterministicFlow
+from sgfbias.core.grid import own_grid, time_grid
 from sgfbias.core.observe import finish_runs
-from sgfbias.core.record import own_grid, time_grid
 from sgfbias.core.run import Raw, Run
 
 

@@ -1,9 +1,9 @@
 """The discrete algorithms that the flows model, with the same clock as the flows.
 
 One iteration pulls the cotangent `-gamma s l'/n` back to the weights, where s are
-random weights of the examples, with mean 1. It moves the weights along the result
-plainly, with momentum, or by an Optax transformation. One solver runs all algorithms,
-and each of its steps is one iteration.
+random weights of the examples, with mean 1. It moves the weights along the result by an
+update rule: plainly, with momentum, by an Optax transformation, or by a rule of the
+user. One solver runs all algorithms, and each of its steps is one iteration.
 """
 
 from __future__ import annotations
@@ -15,72 +15,79 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_whole
+from sgfbias.core.checks import as_whole, shown
+from sgfbias.core.coordinates import WithMemory
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.flow import check_momentum
 from sgfbias.core.iteration import Iteration, IterationTerm
-from sgfbias.core.optax_keys import draws_keys
-from sgfbias.core.sampling import check_against, check_batch
+from sgfbias.core.project import check_project
+from sgfbias.core.rules import AbstractRule, Momentum, Plain, Transformed
+from sgfbias.core.sampling import AbstractSampling, as_sampling, is_independent
 from sgfbias.core.schedule import Clock, as_scheduled
+from sgfbias.core.weights import Weights
 
 
 class AbstractDescent(AbstractDynamics):
     """An iteration of the weights: its examples, its label noise, and its update rule.
 
     The public subclasses set these options for full batches, for minibatches, for two
-    minibatches with coefficients (SVAG), and for an Optax transformation.
+    minibatches with coefficients (SVAG), for an Optax transformation, and for a rule of
+    the user.
     """
 
     step_size: Any
     label_noise: Any
-    momentum: Array | None
-    transformation: Any
+    rule: AbstractRule
     # None: all examples.
-    batch_size: int | None = eqx.field(static=True)
-    sampling: str = eqx.field(static=True)
-    nesterov: bool = eqx.field(static=True)
+    sampling: AbstractSampling | None
+    project: Any
     l: int = eqx.field(static=True)
     integral: str = eqx.field(static=True)
 
     def __init__(
         self,
         step_size: Any,
+        rule: AbstractRule,
         *,
-        batch_size: Any = None,
-        sampling: str = "with_replacement",
+        sampling: AbstractSampling | None = None,
         label_noise: Any = None,
-        momentum: Any = None,
-        nesterov: bool = False,
+        project: Any = None,
         l: int = 1,
-        transformation: Any = None,
         integral: str = "full",
     ):
         self.step_size = as_scheduled(step_size, "step_size")
         if label_noise is not None:
             label_noise = as_scheduled(label_noise, "label_noise", zero_allowed=True)
         self.label_noise = label_noise
-        self.momentum = None if momentum is None else check_momentum(momentum)
-        if nesterov and momentum is None:
-            raise ValueError("nesterov=True needs a momentum, e.g. momentum=0.9")
-        self.batch_size = None if batch_size is None else check_batch(batch_size, sampling)
         if integral not in ("full", "batch", "examples"):
             raise ValueError(
                 f"`integral` must be 'full', 'batch' or 'examples', but is {integral!r}"
             )
-        self.sampling, self.nesterov, self.l = sampling, nesterov, l
-        self.transformation, self.integral = transformation, integral
+        self.rule, self.sampling, self.project = rule, sampling, check_project(project)
+        self.l, self.integral = l, integral
+
+    @property
+    def batch_size(self) -> int | None:
+        """The number of examples of an iteration, or None for all of them."""
+        return None if self.sampling is None else self.sampling.batch_size
+
+    @property
+    def momentum(self) -> Array | None:
+        """The momentum b, or None for another rule."""
+        return self.rule.momentum if isinstance(self.rule, Momentum) else None
+
+    @property
+    def nesterov(self) -> bool:
+        """Whether the momentum is Nesterov's."""
+        return isinstance(self.rule, Momentum) and self.rule.nesterov
 
     @property
     def is_stochastic(self):
-        return (
-            self.batch_size is not None
-            or self.label_noise is not None
-            or draws_keys(self.transformation)
-        )
+        return self.draws_examples or self.rule.is_stochastic
 
     @property
     def draws_examples(self):
-        return self.batch_size is not None or self.label_noise is not None
+        return self.sampling is not None or self.label_noise is not None
 
     @property
     def is_flow(self):
@@ -95,11 +102,27 @@ class AbstractDescent(AbstractDynamics):
     def default_solver(self, dtype, size):
         return Iteration()
 
+    def state_coordinates(self, coordinates):
+        if not self.rule.observed:
+            return coordinates
+        return WithMemory(coordinates, _Kept(self.rule, coordinates))
+
     def build(self, coordinates, problem, position, key, offset, solver):
         if not isinstance(solver, Iteration):
             raise ValueError(
                 f"{type(self).__name__} is a discrete algorithm, not an equation, so `solver` must "
                 f"be left out, but is {solver!r}"
+            )
+        base = coordinates.base if isinstance(coordinates, WithMemory) else coordinates
+        if self.project is not None and not isinstance(base, Weights):
+            raise ValueError(
+                "`project` is for models that move in their own weights, and "
+                f"{type(base).__name__} is another kind of coordinates: leave it out"
+            )
+        if self.rule.logarithmic and problem.penalty is not None:
+            raise ValueError(
+                f"{type(self.rule).__name__} moves along the gradient of log L, to which a penalty "
+                "on L cannot be added: leave out the penalty of the problem"
             )
         return IterationTerm(self, coordinates, problem, key, offset)
 
@@ -108,8 +131,8 @@ class AbstractDescent(AbstractDynamics):
 
         **Raises:** `ValueError` that says what fits.
         """
-        if self.batch_size is not None:
-            check_against(self.batch_size, self.sampling, n)
+        if self.sampling is not None:
+            self.sampling.check(n)
 
     def schedules(self):
         return (*super().schedules(), *((self.label_noise,) if callable(self.label_noise) else ()))
@@ -121,6 +144,37 @@ class AbstractDescent(AbstractDynamics):
 
     def integral_shape(self, n):
         return (n,) if self.integral == "examples" else ()
+
+
+class _Kept(eqx.Module):
+    """The memory of a rule at the start, for coordinates that hold it."""
+
+    rule: AbstractRule
+    coordinates: Any
+
+    def memory(self, position: Any) -> Any:
+        """The memory before the first iteration from `position`."""
+        return self.rule.init(position if self.rule.linear else self.coordinates.split(position)[0])
+
+
+def _rule(momentum: Any, nesterov: bool) -> AbstractRule:
+    """The rule of gradient descent, with or without momentum.
+
+    **Raises:** `ValueError` for a momentum outside [0, 1), and for `nesterov` without a
+    momentum.
+    """
+    if momentum is not None:
+        return Momentum(check_momentum(momentum), nesterov)
+    if nesterov:
+        raise ValueError("nesterov=True needs a momentum, e.g. momentum=0.9")
+    return Plain()
+
+
+def _some(sampling: Any, batch_size: Any) -> AbstractSampling | None:
+    """The sampling of an algorithm that by default takes all examples."""
+    if batch_size is None and isinstance(sampling, str):
+        return None
+    return as_sampling(sampling, batch_size)
 
 
 class GradientDescent(AbstractDescent):
@@ -140,6 +194,8 @@ class GradientDescent(AbstractDescent):
     - `label_noise`: delta >= 0, or a schedule. Every iteration adds `+-delta` to every
       `l'_i`, with a fair random sign, which makes the algorithm stochastic. At loss
       scale 1/4 this is `+-2 delta` on the target.
+    - `project`: a function of the network that returns the network after every step,
+      such as `Sphere(1.0)`, or None.
 
     **Raises:** `ValueError` for a number outside these ranges, and for `nesterov=True`
     without a momentum.
@@ -152,8 +208,11 @@ class GradientDescent(AbstractDescent):
         momentum: Any = None,
         nesterov: bool = False,
         label_noise: Any = None,
+        project: Any = None,
     ):
-        super().__init__(step_size, momentum=momentum, nesterov=nesterov, label_noise=label_noise)
+        super().__init__(
+            step_size, _rule(momentum, nesterov), label_noise=label_noise, project=project
+        )
 
 
 class StochasticGradientDescent(AbstractDescent):
@@ -164,11 +223,13 @@ class StochasticGradientDescent(AbstractDescent):
     **Arguments:**
 
     - `step_size`: gamma > 0, or a schedule: any function of the iteration.
-    - `batch_size`: b, a whole number from 1 to n.
+    - `batch_size`: b, a whole number from 1 to n, by default 1.
     - `sampling`: `"with_replacement"`; `"without_replacement"`, with distinct examples
       within a batch; or `"random_reshuffling"`, with a new order of the data each
-      epoch, in which examples that do not fill a batch are left out.
-    - `momentum`, `nesterov`: as in `GradientDescent`.
+      epoch, in which examples that do not fill a batch are left out. Or an
+      `AbstractSampling`, such as `PersistentMask(0.3, persistence=10)`, which says
+      itself how many examples it draws, so that `batch_size` is left out.
+    - `momentum`, `nesterov`, `project`: as in `GradientDescent`.
     - `label_noise`: as in `GradientDescent`, with an independent sign per drawn
       example.
     - `integral`: which loss `loss_integral` sums before each iteration, always with the
@@ -184,22 +245,21 @@ class StochasticGradientDescent(AbstractDescent):
     def __init__(
         self,
         step_size: Any,
-        batch_size: Any = 1,
+        batch_size: Any = None,
         *,
-        sampling: str = "with_replacement",
+        sampling: Any = "with_replacement",
         momentum: Any = None,
         nesterov: bool = False,
         label_noise: Any = None,
+        project: Any = None,
         integral: str = "full",
     ):
-        check_batch(batch_size, sampling)
         super().__init__(
             step_size,
-            batch_size=batch_size,
-            sampling=sampling,
-            momentum=momentum,
-            nesterov=nesterov,
+            _rule(momentum, nesterov),
+            sampling=as_sampling(sampling, batch_size),
             label_noise=label_noise,
+            project=project,
             integral=integral,
         )
 
@@ -219,11 +279,12 @@ class SVAG(AbstractDescent):
     - `step_size`: gamma > 0, or a schedule. A schedule counts iterations of SGD, each
       of which takes l iterations of SVAG.
     - `l`: a whole number >= 1.
-    - `batch_size`, `label_noise`, `integral`: as in `StochasticGradientDescent`.
+    - `batch_size`, `label_noise`, `project`, `integral`: as in
+      `StochasticGradientDescent`.
     - `sampling`: `"with_replacement"` or `"without_replacement"`.
 
-    **Raises:** `ValueError` for a number outside these ranges, and for random
-    reshuffling, whose minibatches are not independent.
+    **Raises:** `ValueError` for a number outside these ranges, for random reshuffling,
+    whose minibatches are not independent, and for samplings with a memory.
     """
 
     references: ClassVar[Mapping[str, str]] = {"li2021": "stochastic variance amplified gradient"}
@@ -232,24 +293,26 @@ class SVAG(AbstractDescent):
         self,
         step_size: Any,
         l: int,
-        batch_size: Any = 1,
+        batch_size: Any = None,
         *,
-        sampling: str = "with_replacement",
+        sampling: Any = "with_replacement",
         label_noise: Any = None,
+        project: Any = None,
         integral: str = "full",
     ):
         l = as_whole(l, "l", most=2**20)
-        if sampling == "random_reshuffling":
+        drawn = as_sampling(sampling, batch_size)
+        if not is_independent(drawn):
             raise ValueError(
                 "SVAG needs independent minibatches: sampling must be 'with_replacement' or "
                 "'without_replacement'"
             )
-        check_batch(batch_size, sampling)
         super().__init__(
             step_size,
-            batch_size=batch_size,
-            sampling=sampling,
+            Plain(),
+            sampling=drawn,
             label_noise=label_noise,
+            project=project,
             l=l,
             integral=integral,
         )
@@ -269,7 +332,8 @@ class OptaxDescent(AbstractDescent):
       `optax.sgd(gamma)` this is gamma, and with momentum b it is `gamma / (1 - b)`. If
       no flow is known, 1 makes flow time count iterations.
     - `batch_size`: a whole number from 1 to n, or None for all examples.
-    - `sampling`, `label_noise`, `integral`: as in `StochasticGradientDescent`.
+    - `sampling`, `label_noise`, `project`, `integral`: as in
+      `StochasticGradientDescent`.
 
     **Raises:** `ValueError` for anything that is not such a transformation, for numbers
     that are not positive, and in `simulate` for a batch size above n.
@@ -283,8 +347,9 @@ class OptaxDescent(AbstractDescent):
         step_size: Any,
         batch_size: Any = None,
         *,
-        sampling: str = "with_replacement",
+        sampling: Any = "with_replacement",
         label_noise: Any = None,
+        project: Any = None,
         integral: str = "full",
     ):
         if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
@@ -294,9 +359,58 @@ class OptaxDescent(AbstractDescent):
             )
         super().__init__(
             step_size,
-            batch_size=batch_size,
-            sampling=sampling,
+            Transformed(transformation),
+            sampling=_some(sampling, batch_size),
             label_noise=label_noise,
-            transformation=transformation,
+            project=project,
+            integral=integral,
+        )
+
+
+class RuleDescent(AbstractDescent):
+    """An update rule of the user, on all examples or on minibatches.
+
+    **Arguments:**
+
+    - `rule`: an `AbstractRule`.
+    - `step_size`: gamma > 0, or a schedule: what the rule is given as
+      `point.step_size`, and the flow time of one iteration.
+    - `batch_size`: a whole number from 1 to n, or None for all examples.
+    - `sampling`, `label_noise`, `project`, `integral`: as in
+      `StochasticGradientDescent`.
+
+    **Raises:** `ValueError` for anything that is not a rule, for numbers that are not
+    positive, for samples, label noise or a penalty with a rule that moves along the
+    gradient of log L, and in `simulate` for a batch size above n.
+    """
+
+    def __init__(
+        self,
+        rule: Any,
+        step_size: Any,
+        batch_size: Any = None,
+        *,
+        sampling: Any = "with_replacement",
+        label_noise: Any = None,
+        project: Any = None,
+        integral: str = "full",
+    ):
+        if not isinstance(rule, AbstractRule):
+            raise ValueError(
+                "`rule` must be an AbstractRule (sgfbias.core.rules), but is "
+                f"{shown(rule)}; for a transformation of Optax take OptaxDescent"
+            )
+        drawn = _some(sampling, batch_size)
+        if rule.logarithmic and (drawn is not None or label_noise is not None):
+            raise ValueError(
+                f"{type(rule).__name__} moves along the gradient of log L, which is that of the "
+                "loss of all examples: leave out `batch_size`, `sampling` and `label_noise`"
+            )
+        super().__init__(
+            step_size,
+            rule,
+            sampling=drawn,
+            label_noise=label_noise,
+            project=project,
             integral=integral,
         )

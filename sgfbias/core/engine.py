@@ -24,12 +24,12 @@ from sgfbias.core.checks import is_concrete, numpy_for
 from sgfbias.core.coordinates import AbstractCoordinates
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.fused import AbstractFused
+from sgfbias.core.grid import Segments
 from sgfbias.core.iteration import Iteration
 from sgfbias.core.observe import Observe, finish_one, finish_runs
 from sgfbias.core.problem import Problem
 from sgfbias.core.products import Product, Steady
 from sgfbias.core.progress import Reporter
-from sgfbias.core.record import Segments
 from sgfbias.core.solver import OURS
 from sgfbias.core.steady import products_of
 from sgfbias.core.tiles import is_thread_safe, map_groups, map_seeds, run_tiles

@@ -270,6 +270,38 @@ class ExponentialLoss(AbstractTwoClassLoss):
         return -self.signs(outputs, targets)
 
 
+class SquaredHingeLoss(AbstractTwoClassLoss):
+    """`max(margin - s_i f_i, 0)^2 / 2` for two classes, with one output `f_i` per
+    example.
+
+    `s_i` is the class of example i, -1 or 1. With margin 0 it counts how far an example
+    is on the wrong side, as in the perceptron. Targets have the shape of the outputs,
+    and are -1 and 1, or 0 and 1, or booleans. Its second derivative jumps at the
+    margin.
+
+    **Arguments:**
+
+    - `margin`: a number >= 0.
+
+    **Raises:** `ValueError` for a margin that is negative or not finite, and, in
+    `Problem` or `simulate`, for other targets or outputs.
+    """
+
+    margin: float = 0.0
+
+    def __check_init__(self):
+        if is_concrete(self.margin):
+            check_positive(as_float(self.margin, "margin"), "margin", zero_allowed=True)
+
+    def __call__(self, outputs, targets):
+        short = jax.nn.relu(self.margin - self.signs(outputs, targets) * outputs)
+        return (jnp.square(short) / 2).reshape(outputs.shape[0])
+
+    def derivative(self, outputs, targets):
+        signs = self.signs(outputs, targets)
+        return -signs * jax.nn.relu(self.margin - signs * outputs)
+
+
 class SoftmaxCrossEntropyLoss(AbstractLoss):
     """`-log softmax(f_i)[y_i]` for C classes.
 

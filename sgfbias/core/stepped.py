@@ -17,12 +17,12 @@ from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import is_concrete, numpy_for, on_device, outside_traces
 from sgfbias.core.engine import Engine, Tile, map_tiles, products_in, run_tile
 from sgfbias.core.fused import choose_fused
+from sgfbias.core.grid import cut, step_grid
 from sgfbias.core.network import AbstractNetwork
 from sgfbias.core.observe import is_key
 from sgfbias.core.problem import Problem
 from sgfbias.core.products import ALONE_DECIDE, Steady, choose
 from sgfbias.core.progress import Reporter
-from sgfbias.core.record import cut, step_grid
 from sgfbias.core.run import Raw, Run
 from sgfbias.core.schedule import Clock, check_schedule
 from sgfbias.core.starts import Starts, draw

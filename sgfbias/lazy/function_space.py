@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, as_float_array, check_positive, is_concrete
+from sgfbias.core.grid import time_grid
 from sgfbias.core.kernel import TangentKernel
 from sgfbias.core.problem import Problem
-from sgfbias.core.record import time_grid
 
 MOST_STEPS = 200_000
 

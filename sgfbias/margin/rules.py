@@ -192,8 +192,8 @@ class Scaled(NamedTuple):
 
 
 class LossScaled(AbstractMarginRule):
-    """`w <- w + s h G / N` with the gradient G of nu, `N = sum h G^2`, and s the gain in
-    nu that is intended: Euler's method for `MarginFlow`.
+    """`w <- w + s h G / N` with the gradient G of nu, `N = sum h G^2`, and s the gain
+    in nu that is intended: Euler's method for `MarginFlow`.
 
     s begins at the step size. Where nu gains less than half of it, the step is not
     taken, and s is halved; otherwise it grows by 15%. So kinks are no obstacle.

@@ -16,7 +16,7 @@ import scipy.integrate
 from helpers import network, rms, same, small_problem
 
 import sgfbias as sgf
-from sgfbias.core.sampling import sample_batch
+from sgfbias.core.sampling import RandomReshuffling, WithoutReplacement
 
 GAMMA = 0.03
 KEYS = sgf.seeds(0, 3)
@@ -158,7 +158,8 @@ def test_a_batch_of_all_without_replacement_is_gradient_descent():
 @pytest.mark.parametrize(("n", "batch_size"), [(6, 2), (7, 3), (5, 5), (4, 1)])
 def test_reshuffling_visits_every_example_once_an_epoch(n, batch_size):
     stream, epoch = jax.random.key(5), n // batch_size
-    draw = jax.vmap(lambda k: sample_batch(stream, k, batch_size, n, "random_reshuffling"))
+    sampling = RandomReshuffling(batch_size)
+    draw = jax.vmap(lambda k: sampling.draw((), stream, k, n)[0].index)
     batches = np.asarray(draw(jnp.arange(4 * epoch))).reshape(4, epoch * batch_size)
     assert all(len(set(row)) == epoch * batch_size for row in batches.tolist())
     if n == epoch * batch_size:
@@ -170,7 +171,7 @@ def test_reshuffling_visits_every_example_once_an_epoch(n, batch_size):
 
 def test_without_replacement_is_distinct_and_uniform():
     draws = np.asarray(
-        jax.vmap(lambda k: sample_batch(jax.random.key(1), k, 2, 5, "without_replacement"))(
+        jax.vmap(lambda k: WithoutReplacement(2).draw((), jax.random.key(1), k, 5)[0].index)(
             jnp.arange(20_000)
         )
     )

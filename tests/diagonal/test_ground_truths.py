@@ -13,7 +13,7 @@ from helpers import network, outside_row_space, rms, slope, small_problem
 
 import sgfbias as sgf
 from sgfbias.core.brownian import SAMPLING_STREAM
-from sgfbias.core.sampling import sample_batch
+from sgfbias.core.sampling import WithReplacement
 from sgfbias.diagonal.coordinates import DiagonalWeights
 from sgfbias.diagonal.potential import (
     bregman,
@@ -189,7 +189,9 @@ def test_g6_discrete_law_with_offset():
     for seed in range(3):
         stream = jax.random.fold_in(keys[seed], SAMPLING_STREAM)
         index = np.asarray(
-            jax.vmap(lambda k: sample_batch(stream, k, 1, problem.n))(jnp.arange(steps))
+            jax.vmap(lambda k: WithReplacement(1).draw((), stream, k, problem.n)[0].index)(
+                jnp.arange(steps)
+            )
         )[:, 0]
         plus = minus = np.full(problem.d, 0.1)
         log_product, offset = np.full(problem.d, 2 * np.log(0.1)), np.zeros(problem.d)

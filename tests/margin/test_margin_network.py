@@ -1,5 +1,5 @@
-"""The study `margin-network`: made-up data on which every claim holds, and changes after
-which each must fail.
+"""The study `margin-network`: made-up data on which every claim holds, and changes
+after which each must fail.
 """
 
 import numpy as np

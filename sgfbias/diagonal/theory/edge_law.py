@@ -20,6 +20,7 @@ from sgfbias.core.noise import (
     PerSampleNoise,
     SumOfNoises,
 )
+from sgfbias.core.sampling import RandomReshuffling, WithReplacement, is_independent
 from sgfbias.diagonal.theory.landing_law import law_of_batches, law_of_noise
 from sgfbias.diagonal.theory.moments import NoiseLaw
 
@@ -95,7 +96,18 @@ def motion_of(dynamics: Any, n: int) -> Motion:
             f"the second moments under {name} are not derived, because its transformation of the "
             "gradient need not be linear in it: use StochasticGradientDescent, or try step sizes"
         )
-    if dynamics.batch_size is not None and dynamics.sampling == "random_reshuffling":
+    if dynamics.project is not None:
+        raise ValueError(
+            f"the second moments under {name} with `project` are not derived: leave it out"
+        )
+    if not is_independent(dynamics.sampling) and not isinstance(
+        dynamics.sampling, RandomReshuffling
+    ):
+        raise ValueError(
+            f"the second moments under {type(dynamics.sampling).__name__} are not derived: an edge "
+            "is for batches of a given size that are independent of each other"
+        )
+    if not is_independent(dynamics.sampling):
         raise ValueError(
             "the second moments under random reshuffling are not derived, because the batches of "
             "an epoch depend on each other: use sampling='without_replacement', whose batches "
@@ -142,9 +154,9 @@ def _flow(noise: AbstractNoise) -> str:
 
 def _algorithm(dynamics: AbstractDescent) -> str:
     words = "gradient descent"
-    if dynamics.batch_size is not None:
+    if dynamics.sampling is not None:
         words = f"{'SVAG' if dynamics.l > 1 else 'SGD'} in batches of {int(dynamics.batch_size)}"
-        words += "" if dynamics.sampling == "with_replacement" else " without replacement"
+        words += "" if type(dynamics.sampling) is WithReplacement else " without replacement"
     if dynamics.momentum is not None:
         method = "Nesterov's" if dynamics.nesterov else "heavy-ball"
         words += f", {method} momentum {float(dynamics.momentum):g}"

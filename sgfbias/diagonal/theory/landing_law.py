@@ -26,6 +26,7 @@ from sgfbias.core.noise import (
     PerSampleNoise,
     SumOfNoises,
 )
+from sgfbias.core.sampling import RandomReshuffling, WithReplacement, is_independent
 from sgfbias.core.schedule import value_at
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.diagonal.network import DiagonalNetwork
@@ -85,7 +86,7 @@ def law_of(runs: Trajectory) -> Law:
     if isinstance(dynamics, AbstractDescent):
         moments = _descent(runs, dynamics)
         # Without noise log alpha hardly leaves the start of the mean-loss curve.
-        return Law(0.0 if dynamics.batch_size is None else dynamics.step_size, moments, True)
+        return Law(0.0 if dynamics.sampling is None else dynamics.step_size, moments, True)
     if not isinstance(dynamics, StochasticGradientFlow):
         raise ValueError(
             f"the remaining shrinkage of {type(dynamics).__name__} is not derived, so its runs "
@@ -159,9 +160,9 @@ def law_of_batches(dynamics: AbstractDescent, gamma: Array, n: int) -> NoiseLaw:
     independent batches, for the step size `gamma` at loss scale 1/4.
     """
     width = gamma / dynamics.l
-    if dynamics.batch_size is None:
+    if dynamics.sampling is None:
         return law_of_noise((), gamma, n)._replace(width=width, drift=width)
-    replace = dynamics.sampling == "with_replacement" or dynamics.batch_size == 1
+    replace = type(dynamics.sampling) is WithReplacement or dynamics.batch_size == 1
     noise = MinibatchNoise(dynamics.batch_size, replace)
     return law_of_noise((noise,), gamma, n)._replace(width=width, drift=width)
 
@@ -180,7 +181,15 @@ def _descent(runs: Trajectory, dynamics: AbstractDescent) -> NoiseLaw:
             "until the loss has converged (stop=...); then "
             "select(problem, runs.final['log_alpha'][i], offset=runs.final['offset'][i])"
         )
-    if dynamics.batch_size is not None and dynamics.sampling == "random_reshuffling":
+    if not is_independent(dynamics.sampling) and not isinstance(
+        dynamics.sampling, RandomReshuffling
+    ):
+        raise ValueError(
+            f"the remaining shrinkage under {type(dynamics.sampling).__name__} is not derived: it "
+            "is for batches of the given size that are independent of each other. Use "
+            "sampling='with_replacement', or simulate until the loss has converged (stop=...)"
+        )
+    if not is_independent(dynamics.sampling):
         raise ValueError(
             "the remaining shrinkage under random reshuffling is not derived, because the batches "
             "of an epoch depend on each other: use sampling='without_replacement', or simulate "

@@ -1,5 +1,5 @@
-"""When does an optimiser that divides by an average of squared gradients leave the l_inf
-max-margin solution for that of l2, and how fast does it go without eps?
+"""When does an optimiser that divides by an average of squared gradients leave the
+l_inf max-margin solution for that of l2, and how fast does it go without eps?
 """
 
 from __future__ import annotations
