@@ -2,8 +2,8 @@
 they go on where the loss underflows.
 
 With the gradient `g = L grad log L` of the mean loss, moments are kept in units of the
-loss: `m = L M` and `v = L^2 U`. From one iteration to the next these units change by the
-ratio of the losses, which is computed from their logarithms.
+loss: `m = L M` and `v = L^2 U`. From one iteration to the next these units change by
+the ratio of the losses, which is computed from their logarithms.
 """
 
 from __future__ import annotations
