@@ -202,11 +202,11 @@ def which(run: Any, problem: Problem | None = None, *, trainable: Any = None) ->
     if not isinstance(run, Trajectory):
         at = point_of(run, problem, trainable, verb="which")
         gradient = jnp.asarray(derivatives(at, at.position)[2])
-        names = ("l2", "linf")
-        gaps = tuple(
-            float(alignment_gap(jnp.asarray(flat(at.position)), gradient, n)) for n in names
-        )
-        return Which(names, gaps, (float("nan"),) * len(names))
+        w, plain = jnp.asarray(flat(at.position)), ("l2", "linf")
+        own = tuple(float(alignment_gap(w, gradient, name)) for name in plain)
+        return Which(plain, own, (float("nan"),) * len(plain))
+    if problem is not None:
+        raise ValueError("a run has its own problem: leave `problem` out")
     if "gap_l2" not in run.series:
         raise ValueError(
             "`which` reads the series gap_l2, gap_linf and gap_metric of a run of MarginFlow: "

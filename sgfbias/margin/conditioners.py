@@ -54,7 +54,7 @@ class AbstractConditioner(eqx.Module):
     # Whether b is remembered.
     remembers: ClassVar[bool] = True
     # The widest explicit step in nu that follows what is remembered.
-    widest: ClassVar[float | None] = None
+    widest: ClassVar[float] = math.inf
 
     def start(self, position: Any) -> Any:
         """b at the start, a PyTree like the position, of leaves without entries if
@@ -120,7 +120,7 @@ class AdaGrad(AbstractConditioner):
 class _Average(AbstractConditioner):
     """An exponential average of the squares of the gradient."""
 
-    widest: ClassVar[float | None] = 1 / FASTEST
+    widest: ClassVar[float] = 1 / FASTEST
     decay: Array
     eps: Array
     step_size: Array

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.descent import AbstractDescent
-from sgfbias.core.references import merge
 from sgfbias.core.trajectory import Status
 from sgfbias.margin.degree import check_homogeneous
 from sgfbias.margin.recorded import UNITS, averaged, here, reason, values
-from sgfbias.margin.rules import as_rule
+from sgfbias.margin.rules import AbstractMarginRule, as_rule
 
 
 class MarginDescent(AbstractDescent):
@@ -49,10 +49,8 @@ class MarginDescent(AbstractDescent):
             )
         super().__init__(step_size, as_rule(rule))
 
-    @property
-    def references(self):
-        """Keys of the bibliography -> what they are cited for."""
-        return merge({"wang2021": "the conditioned algorithms"}, self.rule.references)
+    references: ClassVar[Mapping[str, str]] = {"wang2021": "the conditioned algorithms"}
+    rule: AbstractMarginRule
 
     def suited(self, coordinates, network, problem):
         position = coordinates.encode(network)

@@ -34,6 +34,8 @@ LARGEST_DOUBLE = 1e9
 CLOCK_ERROR = 1e-3
 # The width in nu of the first step on a model with kinks.
 FIRST_STEP = 0.05
+# The largest width in nu on such a model, so that the path is that of the flow.
+WIDEST_STEP = 0.1
 
 
 class Memory(NamedTuple):
@@ -42,9 +44,8 @@ class Memory(NamedTuple):
     - `squares`: b of the conditioner, like the position; of leaves without entries if
       nothing is remembered.
     - `time`: `t e^(-nu) / (n sqrt(eps))`, with the flow time t.
-    - `average`: the gradient of nu, averaged over the last unit of nu with exponential
-      weights, for models with kinks. Otherwise like the position, of leaves without
-      entries.
+    - `average`: the gradient of nu, averaged over about the last 50 steps, for models
+      with kinks. Otherwise like the position, of leaves without entries.
     """
 
     squares: Any
@@ -78,7 +79,7 @@ class MarginFlow(AbstractDeterministicFlow):
     Euler's, and a `GainController` keeps those that gain at least half of the nu that
     they promise. The clock is then nu as it is measured after every step. There
 
-    - the gaps are those of the gradient of nu averaged over the last unit of nu,
+    - the gaps are those of the gradient of nu averaged over about the last 50 steps,
       `final["mean_gradient"]`, since the gradient itself jumps between the pieces that
       meet at a kink.
     - recorded values are interpolated inside a step, so the series `nu` may differ from
@@ -114,7 +115,7 @@ class MarginFlow(AbstractDeterministicFlow):
         rtol: float | None = None,
         atol: float | None = None,
         most_steps: int = 200_000,
-        kinks: bool | None = None,
+        kinks: Any = None,
     ):
         self.conditioner = Identity() if conditioner is None else conditioner
         if not isinstance(self.conditioner, AbstractConditioner):
@@ -163,7 +164,8 @@ class MarginFlow(AbstractDeterministicFlow):
     def step_control(self, coordinates, problem):
         if not self.kinks:
             return super().step_control(coordinates, problem)
-        control = GainController(first=FIRST_STEP, widest=self.conditioner.widest, clock=True)
+        widest = min(WIDEST_STEP, self.conditioner.widest)
+        control = GainController(first=min(FIRST_STEP, widest), widest=widest, clock=True)
 
         def gained(network: Any) -> Array:
             outputs = problem.outputs(network)

@@ -22,6 +22,8 @@ EXAMPLES, POINTS, HALVINGS = 64, 65, 14
 STAYS = 1e-3
 # Changes of the slope below this fraction of the slope are none.
 STRAIGHT = 1e-4
+# The share of the last gradient in the average from which gaps are computed.
+LATEST = 0.02
 
 
 def has_kinks(coordinates: Any, position: Any, inputs: Array) -> bool:
@@ -75,8 +77,9 @@ class KinkEuler(dfx.AbstractSolver):
     """Euler's method for `MarginFlow`, whose memory it keeps positive.
 
     What a conditioner remembers is `b = log(1 + V/eps)`. Euler's step is one of V, so
-    `b <- b + log(1 + b' dnu)`, which is bounded where b' is large at the start. It
-    gives no error estimate: a `GainController` chooses the steps.
+    `b <- b + log(1 + b' dnu)`, which is bounded where b' is large at the start. Each
+    step takes a share of 0.02 of its gradient into the average of gradients. It gives
+    no error estimate: a `GainController` chooses the steps.
     """
 
     term_structure: ClassVar[Any] = dfx.AbstractTerm
@@ -110,8 +113,7 @@ class KinkEuler(dfx.AbstractSolver):
         )
         # The scaled time falls by e^-dnu, and gains dnu / N.
         time = (memory.time + width * (change.time + memory.time)) * jnp.exp(-width)
-        later = memory._replace(
-            squares=squares, time=time, average=forwards(memory.average, change.average)
-        )
+        average = jax.tree.map(lambda a, v: a + LATEST * v, memory.average, change.average)
+        later = memory._replace(squares=squares, time=time, average=average)
         y1 = ((forwards(w, slope), later), forwards(integral, rate))
         return y1, None, {"y0": y0, "y1": y1}, None, dfx.RESULTS.successful

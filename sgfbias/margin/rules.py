@@ -9,7 +9,7 @@ the ratio of the losses, which is computed from their logarithms.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -20,9 +20,8 @@ from jaxtyping import Array
 from sgfbias.core.checks import as_float
 from sgfbias.core.rules import AbstractRule
 from sgfbias.margin.conditioners import AbstractConditioner, Moment, RMSProp, exponential
+from sgfbias.margin.kinks import LATEST
 
-# The share of the last gradient in the average from which gaps are computed.
-LATEST = 0.02
 # Steps whose size is the gain in nu that they intend are tried again at half of it if
 # they gain less than this share, and otherwise grow.
 SHARE, SHRINK, GROW = 0.5, 0.5, 1.15
@@ -31,7 +30,6 @@ SHARE, SHRINK, GROW = 0.5, 0.5, 1.15
 class AbstractMarginRule(AbstractRule):
     """A rule in a frame that moves with the loss."""
 
-    references: ClassVar[Mapping[str, str]] = {"wang2021": "the conditioned algorithms"}
     logarithmic: ClassVar[bool] = True
     observed: ClassVar[bool] = True
 
@@ -45,14 +43,14 @@ class Moments(NamedTuple):
 
     - `average`: of the gradient of nu, for the gaps.
     - `first`, `second`: M and U, like the parameters.
-    - `count`: the number of iterations.
+    - `taken`: the number of iterations.
     - `log_loss`: log L of the last iteration, the units of M and U.
     """
 
     average: Any
     first: Any
     second: Any
-    count: Array
+    taken: Array
     log_loss: Array
 
 
@@ -68,7 +66,7 @@ class _Moving(AbstractMarginRule):
     def _advanced(self, gradient: Any, memory: Moments, scale: Any, b1: Any, b2: Any) -> Moments:
         """The memory with the gradient of log L taken in."""
         log_loss = jnp.asarray(scale, memory.log_loss.dtype)
-        units = jnp.where(memory.count > 0, exponential(memory.log_loss - log_loss), 0)
+        units = jnp.where(memory.taken > 0, exponential(memory.log_loss - log_loss), 0)
         return Moments(
             _latest(memory.average, gradient),
             jax.tree.map(lambda m, g: b1 * units * m + (1 - b1) * g, memory.first, gradient),
@@ -77,7 +75,7 @@ class _Moving(AbstractMarginRule):
                 memory.second,
                 gradient,
             ),
-            memory.count + 1,
+            memory.taken + 1,
             log_loss,
         )
 
@@ -111,20 +109,20 @@ class Adam(_Moving):
 
     def _root(self, memory: Moments) -> Any:
         """`(sqrt(v^) + eps) / L`."""
-        dtype = memory.count.dtype
+        dtype = memory.taken.dtype
         b2, eps = self.b2.astype(dtype), self.eps.astype(dtype)
         small = eps * exponential(-memory.log_loss)
-        correction = 1 - b2 ** jnp.maximum(memory.count, 1)
+        correction = 1 - b2 ** jnp.maximum(memory.taken, 1)
         return jax.tree.map(lambda v: jnp.sqrt(v / correction) + small, memory.second)
 
     def conditioner(self, memory, log_loss):
         return _inverse(self._root(memory))
 
     def update(self, gradient, memory, scale, point):
-        dtype = memory.count.dtype
+        dtype = memory.taken.dtype
         b1, b2 = self.b1.astype(dtype), self.b2.astype(dtype)
         memory = self._advanced(gradient, memory, scale, b1, b2)
-        correction = 1 - b1**memory.count
+        correction = 1 - b1**memory.taken
 
         def one(m: Array, root: Array) -> Array:
             return -point.step_size * _ratio(m / correction, root)
@@ -141,7 +139,7 @@ class _RootMeanSquare(_Moving):
     eps: Array
 
     def _root(self, memory: Moments) -> Any:
-        dtype = memory.count.dtype
+        dtype = memory.taken.dtype
         small = jnp.sqrt(self.eps.astype(dtype)) * exponential(-memory.log_loss)
         return jax.tree.map(lambda v: jnp.hypot(jnp.sqrt(v), small), memory.second)
 
@@ -149,7 +147,7 @@ class _RootMeanSquare(_Moving):
         return _inverse(self._root(memory))
 
     def update(self, gradient, memory, scale, point):
-        decay = self.decay.astype(memory.count.dtype)
+        decay = self.decay.astype(memory.taken.dtype)
         memory = self._advanced(gradient, memory, scale, jnp.zeros_like(decay), decay)
 
         def one(g: Array, root: Array) -> Array:
@@ -254,7 +252,7 @@ def as_rule(given: Any) -> AbstractMarginRule:
         return given
     if isinstance(given, RMSProp):
         return _RootMeanSquare(given.decay, given.eps)
-    if isinstance(given, AbstractConditioner) and given.widest is None:
+    if isinstance(given, AbstractConditioner) and math.isinf(given.widest):
         return LossScaled(given)
     raise ValueError(
         "`rule` must be Adam(b1, b2, eps), Sign(), RMSProp(decay, eps), AdaGrad(eps) or "

@@ -143,8 +143,8 @@ def measure(config: Config, log: Log) -> Columns:
         for name in ("l2", "linf"):
             found = certify(adam.networks, problem, geometry=name)
             last[f"adam_{name}"][s] = found.alignment_gap
-    for name, values in along.items():
-        out.add(name, ("seed", "nu"), values, "1")
+    for name, rows in along.items():
+        out.add(name, ("seed", "nu"), rows, "1")
     for name, values in last.items():
         out.add(f"end_{name}", ("seed",), values, "1")
     return out
