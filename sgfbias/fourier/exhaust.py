@@ -64,7 +64,7 @@ def _after(search: Search, state: State, rows: Int[Array, "n size"]) -> State:
     place = jnp.arange(state.s.shape[1], dtype=jnp.int32)
     inside = (rows[:, :, None] == place).any(axis=1)
     shift = search.candidates.shift(inside.astype(state.s.dtype), state.s)
-    # XLA would spend seconds on a sum over all candidates, which is 0 if all are open.
+    # Over all candidates XLA would take seconds to find that none is closed.
     possible = jnp.take_along_axis(state.open, rows, axis=1).all(axis=1)
     still = state.open & (place > rows[:, -1:]) & possible[:, None]
     if search.candidates.has_groups:
