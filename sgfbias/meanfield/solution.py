@@ -239,7 +239,7 @@ def _marched(
 
     def losses(r: Array) -> tuple[Array, Array, Array]:
         values, slopes, curvatures = derivatives(loss, readout, r, effective.targets)
-        return values, slopes, no_derivative(curvatures) if corner else curvatures
+        return values, slopes, no_derivative(curvatures, r) if corner else curvatures
 
     times = steps + 1
     kernels, means = march(setting, losses, effective, start, times)
