@@ -378,6 +378,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "small": ("Few seeds", few_seeds),
     "bit_attacks": ("Attacks on bits", plain),
     "recurrent_networks": ("Recurrent networks", plain),
+    "margins": ("Max-margin directions", plain),
     "compile_time": ("Compiling", compile_time),
     "import_time": ("Importing", plain),
     "stale_programs": ("Looking for changes that stored programs miss", plain),

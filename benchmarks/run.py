@@ -22,6 +22,7 @@ from pathlib import Path
 import bits
 import kernels
 import lengths
+import margins
 import peers
 import precision
 import promises
@@ -55,6 +56,7 @@ MEASUREMENTS = {
         kernels.kernel_blocks,
         kernels.kernel_extremes,
         lengths.recurrent_networks,
+        margins.margins,
     )
 }
 

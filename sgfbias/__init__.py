@@ -14,6 +14,7 @@ from sgfbias.core.descent import StochasticGradientDescent as StochasticGradient
 from sgfbias.core.flow import GradientFlow as GradientFlow
 from sgfbias.core.flow import MomentumFlow as MomentumFlow
 from sgfbias.core.flow import StochasticGradientFlow as StochasticGradientFlow
+from sgfbias.core.gain import GainController as GainController
 from sgfbias.core.kept import keep_compiled as keep_compiled
 from sgfbias.core.loss import AbstractLoss as AbstractLoss
 from sgfbias.core.loss import ExponentialLoss as ExponentialLoss

@@ -28,6 +28,7 @@ package. Its modules, in the order in which they are best read:
 - `stepped`, `engine`, `tiles`: runs of fixed steps, in tiles of seeds and chunks of
   steps, by one compiled program.
 - `adaptive`: runs by an adaptive ODE solver.
+- `gain`: the control of its steps by what they gain, for models with kinks.
 - `solver`: the package's own solvers, which take any Diffrax terms.
 - `record`, `observe`: what is recorded, and when.
 - `trajectory`: the result, which holds the recorded series, the final values, and a

@@ -11,7 +11,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix as optx
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, check_positive, is_concrete
@@ -19,17 +18,6 @@ from sgfbias.core.dynamics import FLOW_TIME, AbstractDeterministicFlow
 from sgfbias.core.grid import own_grid, time_grid
 from sgfbias.core.observe import finish_runs
 from sgfbias.core.run import Raw, Run
-
-
-def _error_norm(scaled_error: Any) -> Array:
-    """The root mean square of the scaled error, with infinity in place of NaN.
-
-    A trial step that overflows gives infinity / infinity = NaN. An infinite error makes
-    the solver reject the step and try a smaller one, whereas NaN would turn the width
-    of all later steps into NaN.
-    """
-    norm = optx.rms_norm(scaled_error)
-    return jnp.where(jnp.isnan(norm), jnp.inf, norm)
 
 
 @eqx.filter_jit
@@ -60,7 +48,6 @@ def _solve(
         terms = run.along.joined(terms, run.coordinates, None, jnp.int32(0), problem.dtype)
         zero = run.along.start(run.coordinates, run.network, zero)
     y0 = (run.coordinates.encode(run.network), zero)
-    rtol, atol = flow.tolerances(problem.dtype)
     event = (
         None if stop is None else dfx.Event(lambda t, y, args, **kwargs: observe(y)["loss"] <= stop)
     )
@@ -77,7 +64,7 @@ def _solve(
                 dfx.SubSaveAt(t1=True),
             ]
         ),
-        stepsize_controller=dfx.PIDController(rtol=rtol, atol=atol, norm=_error_norm),
+        stepsize_controller=flow.step_control(run.coordinates, problem),
         max_steps=flow.most_steps,
         event=event,
         throw=False,
@@ -96,7 +83,15 @@ def run_adaptive(run: Run, steps: Any, t1: Any, adjoint: Any) -> Raw:
     problem, flow = run.problem, run.dynamics
     assert isinstance(flow, AbstractDeterministicFlow)
     name, by_time = type(flow).__name__, flow.clock_name == FLOW_TIME
-    if not isinstance(run.solver, dfx.AbstractAdaptiveSolver):
+    control = flow.step_control(run.coordinates, problem)
+    by_error = isinstance(control, dfx.AbstractAdaptiveStepSizeController)
+    if not by_error and isinstance(run.solver, dfx.AbstractImplicitSolver):
+        raise ValueError(
+            f"{type(control).__name__} does not control the error that the implicit "
+            f"{type(run.solver).__name__} needs for its equations: use an explicit solver, or "
+            "leave `solver` out"
+        )
+    if by_error and not isinstance(run.solver, dfx.AbstractAdaptiveSolver):
         raise ValueError(
             f"{type(run.solver).__name__} gives no error estimate, so it cannot choose its own "
             f"steps: use an adaptive solver, or for fixed steps write {name}(dt=...), steps=..."

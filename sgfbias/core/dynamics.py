@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
+import optimistix as optx
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, check_positive
@@ -105,6 +106,14 @@ class AbstractDynamics(eqx.Module):
         state of `size` numbers.
         """
         return dfx.Euler()
+
+    def suited(
+        self, coordinates: AbstractCoordinates, network: Any, problem: Problem
+    ) -> AbstractDynamics:
+        """The dynamics with the choices that depend on the model, such as how to step
+        over its kinks. `coordinates` are those of the network.
+        """
+        return self
 
     def check(self, n: int) -> None:
         """Refuse dynamics that do not fit a problem of n examples.
@@ -227,6 +236,15 @@ class AbstractDeterministicFlow(AbstractDynamics):
     def clock(self):
         return None if self.dt is None else Clock(self.dt)
 
+    def step_control(
+        self, coordinates: AbstractCoordinates, problem: Problem
+    ) -> dfx.AbstractStepSizeController:
+        """How an adaptive solver chooses its steps: by an estimate of its error, with
+        the `tolerances`. `coordinates` are those of the whole state.
+        """
+        rtol, atol = self.tolerances(problem.dtype)
+        return dfx.PIDController(rtol=rtol, atol=atol, norm=error_norm)
+
     def default_solver(self, dtype, size):
         if self.dt is not None:
             return dfx.Euler()
@@ -269,6 +287,17 @@ class AbstractDeterministicFlow(AbstractDynamics):
                 "jax.config.update('jax_enable_x64', True)"
             )
         return rtol, atol
+
+
+def error_norm(scaled_error: Any) -> Array:
+    """The root mean square of the scaled error, with infinity in place of NaN.
+
+    A trial step that overflows gives infinity / infinity = NaN. An infinite error makes
+    the solver reject the step and try a smaller one, whereas NaN would turn the width
+    of all later steps into NaN.
+    """
+    norm = optx.rms_norm(scaled_error)
+    return jnp.where(jnp.isnan(norm), jnp.inf, norm)
 
 
 def as_tolerance(value: Any, name: str) -> float | None:

@@ -19,6 +19,7 @@ from sgfbias.core.dynamics import (
     as_tolerance,
     as_width,
 )
+from sgfbias.core.gain import GainController
 from sgfbias.core.noise import AbstractNoise, MeanLossNoise, NoNoise
 from sgfbias.core.references import merge
 from sgfbias.core.schedule import Clock, as_number, as_scheduled, iterations_per_step
@@ -39,18 +40,64 @@ class GradientFlow(AbstractDeterministicFlow):
       1e-5 in float32.
     - `atol`: the absolute tolerance of the adaptive solver. Default 1e-10 in float64
       and 1e-7 in float32.
+    - `control`: a `GainController`, for models with kinks such as ReLU networks. Steps
+      are then kept or rejected by how much the loss falls, and the solver is Euler
+      unless `simulate` is given another explicit one. Default: by an estimate of the
+      error.
 
-    **Raises:** `ValueError` for a `dt` that is not positive, and in `simulate` for an
-    `rtol` that the precision cannot reach.
+    **Raises:** `ValueError` for a `dt` that is not positive, for a `control` of another
+    kind or beside `dt`, `rtol` or `atol`, and in `simulate` for an `rtol` that the
+    precision cannot reach.
     """
 
     dt: Array | None
+    control: GainController | None
     rtol: float | None = eqx.field(static=True)
     atol: float | None = eqx.field(static=True)
 
-    def __init__(self, *, dt: Any = None, rtol: float | None = None, atol: float | None = None):
+    def __init__(
+        self,
+        *,
+        dt: Any = None,
+        rtol: float | None = None,
+        atol: float | None = None,
+        control: Any = None,
+    ):
         self.dt = as_width(dt)
         self.rtol, self.atol = as_tolerance(rtol, "rtol"), as_tolerance(atol, "atol")
+        if control is not None:
+            if not isinstance(control, GainController):
+                raise ValueError(
+                    f"`control` must be a GainController, but is {control!r}; error estimates are "
+                    "controlled by rtol= and atol="
+                )
+            if (dt, rtol, atol) != (None, None, None):
+                raise ValueError(
+                    "`control` chooses the steps by what they gain: leave `dt`, `rtol` and `atol` "
+                    "out"
+                )
+        self.control = control
+
+    def default_solver(self, dtype, size):
+        return dfx.Euler() if self.control is not None else super().default_solver(dtype, size)
+
+    def step_control(self, coordinates, problem):
+        if self.control is None:
+            return super().step_control(coordinates, problem)
+        if problem.penalty is not None and self.control.objective is None:
+            raise ValueError(
+                "the flow of a problem with a penalty does not only lower the loss: say what it is "
+                "to raise, e.g. GainController(lambda network: -loss(network) - penalty(network))"
+            )
+
+        def view(y: Any) -> Any:
+            return coordinates.decode(y[0])
+
+        def fall(network: Any) -> Array:
+            outputs = problem.outputs(network)
+            return -jnp.mean(problem.loss(outputs, problem.targets))
+
+        return self.control.watching(view, fall)
 
     @property
     def noise(self) -> AbstractNoise:

@@ -172,11 +172,11 @@ def simulate(
     # better what does not fit.
     if not declares_itself:
         check_model(network, problem)
-    moving = dynamics.state_coordinates(
-        coordinates_for(
-            network, problem, dynamics, coordinates, trainable=trainable, microbatch=microbatch
-        )
+    plain = coordinates_for(
+        network, problem, dynamics, coordinates, trainable=trainable, microbatch=microbatch
     )
+    dynamics = dynamics.suited(plain, network, problem)
+    moving = dynamics.state_coordinates(plain)
     if declares_itself:
         check_model(network, problem)
     check_perturbation(dynamics, network, problem)

@@ -6,21 +6,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from sgfbias.core.network import declared_trainable
 from sgfbias.core.problem import Problem
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.core.types import Dataset
-from sgfbias.core.weights import Weights, cast
 from sgfbias.margin.degree import check_homogeneous
 from sgfbias.margin.geometry import GEOMETRIES, alignment_gap, norm
-from sgfbias.margin.objective import check_classification, margins_of, nu_and_gradient
+from sgfbias.margin.point import check_fitted, derivatives, flat, geometry_of, point_of
 
 # A gap that is this many times smaller than at a tenth of nu falls at least as a root.
 FALLS = 2.0
@@ -80,15 +74,6 @@ class Certificate(NamedTuple):
         )
 
 
-class Point(NamedTuple):
-    """Weights that are certified: the problem, coordinates, position, and h or None."""
-
-    problem: Problem
-    coordinates: Weights
-    position: Any
-    conditioner: np.ndarray | None
-
-
 def certify(
     run: Any,
     problem: Problem | None = None,
@@ -116,18 +101,13 @@ def certify(
     """
     from scipy.optimize import nnls
 
-    at = _point(run, problem, trainable)
-    name, metric = _geometry(geometry, at)
+    at = point_of(run, problem, trainable, verb="certify")
+    name, metric = geometry_of(geometry, at)
     degree = check_homogeneous(at.coordinates, at.position, at.problem.inputs).degree
-    q, rows, gradient = (np.asarray(part, np.float64) for part in _linear(at))
-    w = np.asarray(jax.flatten_util.ravel_pytree(at.position)[0], np.float64)
-    least = float(q.min())
-    if not least > 0:
-        hardest = int(np.argmin(q.reshape(len(q), -1).min(axis=1)))
-        raise ValueError(
-            f"the data are not fitted: q_min = {least:.3g} for example {hardest}; the margin is "
-            "defined once all are"
-        )
+    q, rows, gradient = derivatives(at, at.position)
+    if at.gradient is not None:
+        gradient = at.gradient
+    w, least = flat(at.position), check_fitted(q)
     gap = float(alignment_gap(jnp.asarray(w), jnp.asarray(gradient), metric))
     size = float(norm(jnp.asarray(w), metric))
     scaled = w * least ** (-1 / degree)
@@ -168,7 +148,8 @@ class Which(NamedTuple):
 
     - `geometries`: their names.
     - `gaps`: at the end.
-    - `ratios`: the gaps at a tenth of the last nu over those at the end.
+    - `ratios`: the gaps at a tenth of the last nu over those at the end; NaN for a
+      model, which has no past.
     """
 
     geometries: tuple[str, ...]
@@ -187,16 +168,17 @@ class Which(NamedTuple):
         )
 
     def __repr__(self) -> str:
-        return "\n".join(
-            f"{name:<7} gap {gap:.2e}, "
-            + (f"{ratio:.3g} times smaller than" if ratio > 0 else "not smaller than")
-            + " at a tenth of nu"
-            + (": goes to zero" if name in self.holds else ": stays")
-            for name, gap, ratio in zip(*self, strict=True)
-        )
+        lines = []
+        for name, gap, ratio in zip(*self, strict=True):
+            line = f"{name:<7} gap {gap:.2e}"
+            if ratio == ratio:
+                line += f", {ratio:.3g} times smaller than at a tenth of nu"
+                line += ": goes to zero" if name in self.holds else ": stays"
+            lines.append(line)
+        return "\n".join(lines)
 
 
-def which(run: Trajectory) -> Which:
+def which(run: Any, problem: Problem | None = None, *, trainable: Any = None) -> Which:
     """Which geometry the direction of a run obeys: one line for each, with the
     alignment gap at the end and at a tenth of the last nu.
 
@@ -206,14 +188,26 @@ def which(run: Trajectory) -> Which:
 
     **Arguments:**
 
-    - `run`: a single run of `MarginFlow`, with the gaps among its series.
+    - `run`: a single run of this system, with the gaps among its series; or a model,
+      which needs the `problem`. A model has no past, so it has gaps and no ratios, and
+      no metric.
+    - `problem`: the data with a loss of classification, for a model.
+    - `trainable`: which arrays of a model are weights, as it was in `simulate`.
 
     **Returns:** a `Which`, which can be printed.
 
     **Raises:** `ValueError` for several runs at once, for runs without these series,
     and for a run that does not reach a tenfold of a positive nu.
     """
-    if not isinstance(run, Trajectory) or "gap_l2" not in run.series:
+    if not isinstance(run, Trajectory):
+        at = point_of(run, problem, trainable, verb="which")
+        gradient = jnp.asarray(derivatives(at, at.position)[2])
+        w, plain = jnp.asarray(flat(at.position)), ("l2", "linf")
+        own = tuple(float(alignment_gap(w, gradient, name)) for name in plain)
+        return Which(plain, own, (float("nan"),) * len(plain))
+    if problem is not None:
+        raise ValueError("a run has its own problem: leave `problem` out")
+    if "gap_l2" not in run.series:
         raise ValueError(
             "`which` reads the series gap_l2, gap_linf and gap_metric of a run of MarginFlow: "
             "leave `record` out, or name them in it"
@@ -229,85 +223,12 @@ def which(run: Trajectory) -> Which:
         )
     early = int(np.flatnonzero(nus <= last / 10)[-1])
     gaps, ratios = [], []
-    for name in GEOMETRIES:
+    names = tuple(name for name in GEOMETRIES if f"gap_{name}" in run.series)
+    for name in names:
         series = np.abs(np.asarray(run[f"gap_{name}"]))
         gaps.append(float(series[-1]))
         ratios.append(float(series[early] / max(series[-1], np.finfo(np.float64).tiny)))
-    return Which(GEOMETRIES, tuple(gaps), tuple(ratios))
-
-
-def _point(run: Any, problem: Problem | None, trainable: Any) -> Point:
-    """The weights to certify.
-
-    **Raises:** `ValueError` that says what to give.
-    """
-    h = None
-    if isinstance(run, Trajectory):
-        if problem is not None:
-            raise ValueError("a run has its own problem: leave `problem` out")
-        if jnp.ndim(run.status):
-            raise ValueError(
-                "a certificate is of one run, but there is an axis of seeds: give the network of "
-                "one seed and the problem"
-            )
-        network, problem = run.networks, run.problem
-        if "conditioner" in run.final:
-            h = np.asarray(run.final["conditioner"], np.float64)
-    else:
-        network = run
-        if not isinstance(problem, Problem):
-            raise ValueError("certify(model, problem) needs the Problem that the model classifies")
-    check_classification(problem)
-    network = cast(network, problem.dtype)
-    trainable = declared_trainable(network) if trainable is None else trainable
-    coordinates = Weights(
-        network, problem.dtype, trainable=True if trainable is None else trainable
-    )
-    return Point(problem, coordinates, coordinates.encode(network), h)
-
-
-def _geometry(geometry: Any, at: Point) -> tuple[str, Any]:
-    """The name of a geometry, and its norm as `norm` takes it."""
-    if isinstance(geometry, str):
-        if geometry not in GEOMETRIES:
-            raise ValueError(
-                f"`geometry` must be 'l2', 'linf', 'metric' or the numbers 1/h, but is {geometry!r}"
-            )
-        if geometry != "metric":
-            return geometry, geometry
-        if at.conditioner is None:
-            raise ValueError(
-                "geometry='metric' needs the conditioner of a run of MarginFlow: give such a run, "
-                "or the numbers 1/h as the geometry"
-            )
-        return "metric", jnp.asarray(1 / at.conditioner)
-    metric = np.asarray(geometry, np.float64)
-    count = sum(leaf.size for leaf in jax.tree.leaves(at.position))
-    if metric.shape != (count,) or not (np.isfinite(metric) & (metric > 0)).all():
-        raise ValueError(
-            f"a metric must have one positive number for each of the {count} weights, but has "
-            f"shape {metric.shape}"
-        )
-    return "metric", jnp.asarray(metric)
-
-
-def _linear(at: Point) -> tuple[Array, Array, Array]:
-    """The margins, their gradients (one row for each), and the gradient of nu."""
-    return _derivatives(at.coordinates, at.position, at.problem)
-
-
-@eqx.filter_jit
-def _derivatives(
-    coordinates: Weights, position: Any, problem: Problem
-) -> tuple[Array, Array, Array]:
-    flat, unravel = jax.flatten_util.ravel_pytree(position)
-
-    def q(w: Array) -> Array:
-        outputs = coordinates.outputs(unravel(w), problem.inputs)
-        return margins_of(problem.loss, outputs, problem.targets)
-
-    _, gradient = nu_and_gradient(coordinates.linearise, position, problem)
-    return q(flat), jax.jacrev(q)(flat), jax.flatten_util.ravel_pytree(gradient)[0]
+    return Which(names, tuple(gaps), tuple(ratios))
 
 
 def _largest_weights(

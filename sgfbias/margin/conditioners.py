@@ -53,6 +53,8 @@ class AbstractConditioner(eqx.Module):
     references: ClassVar[Mapping[str, str]] = {"wang2021": "the flows of adaptive optimisers"}
     # Whether b is remembered.
     remembers: ClassVar[bool] = True
+    # The widest explicit step in nu that follows what is remembered.
+    widest: ClassVar[float] = math.inf
 
     def start(self, position: Any) -> Any:
         """b at the start, a PyTree like the position, of leaves without entries if
@@ -118,6 +120,7 @@ class AdaGrad(AbstractConditioner):
 class _Average(AbstractConditioner):
     """An exponential average of the squares of the gradient."""
 
+    widest: ClassVar[float] = 1 / FASTEST
     decay: Array
     eps: Array
     step_size: Array
@@ -200,6 +203,7 @@ def _positive(eps: Any) -> Array:
     if is_concrete(given) and float(given) == 0:
         raise ValueError(
             "eps=0 makes h unbounded where a component of the gradient vanishes, so there is no "
-            "such flow; take a positive eps, which may be as small as 1e-24"
+            "such flow; take a positive eps, which may be as small as 1e-24, or use "
+            "MarginDescent(Adam(eps=0.0))"
         )
     return given

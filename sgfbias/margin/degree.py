@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from sgfbias.core.network import declared_trainable, evaluate
 from sgfbias.core.weights import Weights
+from sgfbias.margin.kinks import has_kinks
 
 # The relative error of Euler's identity up to which a model counts as homogeneous, in
 # units of the square root of the rounding of the precision.
@@ -27,14 +28,18 @@ class Homogeneity(NamedTuple):
     - `residual`: the largest error of `<w, grad f> = L f`, over the largest output.
     - `leaves`: the degree in each array by name, as the least and the largest over the
       outputs. An array whose degree varies has no degree of its own.
+    - `kinks`: whether the derivative of the outputs jumps, as for ReLU networks.
     """
 
     degree: float
     residual: float
     leaves: dict[str, tuple[float, float]]
+    kinks: bool = False
 
     def __repr__(self) -> str:
         lines = [f"homogeneous of degree {self.degree:g}, residual {self.residual:.0e}"]
+        if self.kinks:
+            lines[0] += ", with kinks"
         lines += [f"  {name}: {_range(low, high)}" for name, (low, high) in self.leaves.items()]
         return "\n".join(lines)
 
@@ -52,7 +57,7 @@ def homogeneity(model: Any, inputs: Array, *, trainable: Any = None) -> Homogene
     - `trainable`: which arrays are parameters, as in `simulate`. Default: what the
       network declares, or all floating-point arrays.
 
-    **Returns:** a `Homogeneity` with `degree`, `residual` and `leaves`.
+    **Returns:** a `Homogeneity` with `degree`, `residual`, `leaves` and `kinks`.
 
     **Raises:** `ValueError` if the model is not homogeneous, which names the arrays
     that are to blame; and if it is normalised, so that its degree in an array is 0.
@@ -60,7 +65,9 @@ def homogeneity(model: Any, inputs: Array, *, trainable: Any = None) -> Homogene
     inputs = jnp.asarray(inputs)
     trainable = declared_trainable(model) if trainable is None else trainable
     coordinates = Weights(model, inputs.dtype, trainable=True if trainable is None else trainable)
-    return check_homogeneous(coordinates, coordinates.encode(model), inputs)
+    position = coordinates.encode(model)
+    found = check_homogeneous(coordinates, position, inputs)
+    return found._replace(kinks=has_kinks(coordinates, position, inputs))
 
 
 def check_homogeneous(coordinates: Any, position: Any, inputs: Array) -> Homogeneity:

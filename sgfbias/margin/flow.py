@@ -15,18 +15,15 @@ from jaxtyping import Array
 
 from sgfbias.core.checks import as_whole, is_concrete
 from sgfbias.core.dynamics import AbstractDeterministicFlow, as_tolerance
+from sgfbias.core.gain import GainController
 from sgfbias.core.references import merge
 from sgfbias.core.trajectory import Status
 from sgfbias.margin.conditioners import AbstractConditioner, Identity, Moment
 from sgfbias.margin.degree import check_homogeneous
-from sgfbias.margin.geometry import gaps_of, norm
-from sgfbias.margin.objective import (
-    Function,
-    check_classification,
-    degree_at,
-    margins_of,
-    nu_and_gradient,
-)
+from sgfbias.margin.geometry import norm
+from sgfbias.margin.kinks import KinkEuler, has_kinks
+from sgfbias.margin.objective import check_classification, nu_and_gradient
+from sgfbias.margin.recorded import UNITS, averaged, here, over, reason, values
 
 # The largest state for which an implicit solver is the default.
 LARGEST_IMPLICIT = 600
@@ -35,6 +32,10 @@ LARGEST_SINGLE = 1e3
 LARGEST_DOUBLE = 1e9
 # The relative difference of nu and the clock beyond which a run is not to be trusted.
 CLOCK_ERROR = 1e-3
+# The width in nu of the first step on a model with kinks.
+FIRST_STEP = 0.05
+# The largest width in nu on such a model, so that the path is that of the flow.
+WIDEST_STEP = 0.1
 
 
 class Memory(NamedTuple):
@@ -43,10 +44,13 @@ class Memory(NamedTuple):
     - `squares`: b of the conditioner, like the position; of leaves without entries if
       nothing is remembered.
     - `time`: `t e^(-nu) / (n sqrt(eps))`, with the flow time t.
+    - `average`: the gradient of nu, averaged over about the last 50 steps, for models
+      with kinks. Otherwise like the position, of leaves without entries.
     """
 
     squares: Any
     time: Array
+    average: Any
 
 
 class MarginFlow(AbstractDeterministicFlow):
@@ -68,9 +72,19 @@ class MarginFlow(AbstractDeterministicFlow):
 
     `final["conditioner"]` is h, flat in the order of the trainable arrays.
 
-    For models that are smooth in their parameters, such as linear ones, products and
-    powers of ReLU above 1. An adaptive solver slides along the kinks of ReLU networks;
-    a run whose nu falls behind its clock says so.
+    Models that are smooth in their parameters, such as linear ones, products and powers
+    of ReLU above 1, are followed by a solver that controls its error. Along the kinks
+    of ReLU networks such a solver slides, and its clock runs ahead of nu. So on models
+    with kinks, which are recognised by jumps of their derivatives, the steps are
+    Euler's, and a `GainController` keeps those that gain at least half of the nu that
+    they promise. The clock is then nu as it is measured after every step. There
+
+    - the gaps are those of the gradient of nu averaged over about the last 50 steps,
+      `final["mean_gradient"]`, since the gradient itself jumps between the pieces that
+      meet at a kink.
+    - recorded values are interpolated inside a step, so the series `nu` may differ from
+      the recorded time by a part of a step. `log_time` is right up to a constant below
+      log 2.
 
     **Arguments:**
 
@@ -78,7 +92,10 @@ class MarginFlow(AbstractDeterministicFlow):
       `RMSProp(decay, eps)` or `AdamNoMomentum(decay, eps)`.
     - `rtol`, `atol`: tolerances of the adaptive solver, as in `GradientFlow`. The
       solver is the implicit Kvaerno3 up to 600 numbers in float64, otherwise Tsit5.
+      They are not used on models with kinks.
     - `most_steps`: the number of solver steps after which a run gives up.
+    - `kinks`: whether the model has kinks. Default: it is looked at. While derivatives
+      are taken, that is not possible, and the default is False.
 
     **Raises:** `ValueError` for a conditioner of another kind; in `simulate`, for a
     problem without labels of classes, and for a model that is not homogeneous.
@@ -86,6 +103,7 @@ class MarginFlow(AbstractDeterministicFlow):
 
     conditioner: AbstractConditioner
     budget: int = eqx.field(static=True)
+    kinks: bool | None = eqx.field(static=True)
     dt: None = eqx.field(static=True)
     rtol: float | None = eqx.field(static=True)
     atol: float | None = eqx.field(static=True)
@@ -97,17 +115,21 @@ class MarginFlow(AbstractDeterministicFlow):
         rtol: float | None = None,
         atol: float | None = None,
         most_steps: int = 200_000,
+        kinks: Any = None,
     ):
         self.conditioner = Identity() if conditioner is None else conditioner
         if not isinstance(self.conditioner, AbstractConditioner):
             raise ValueError(
                 "`conditioner` must be Identity(), AdaGrad(eps), RMSProp(decay, eps) or "
-                f"AdamNoMomentum(decay, eps), but is {conditioner!r}; momentum and sign descent "
-                "are discrete algorithms, and as flows they are unbounded where a component of "
-                "the gradient vanishes"
+                f"AdamNoMomentum(decay, eps), but is {conditioner!r}; Adam with momentum and sign "
+                "descent are discrete algorithms: as a flow the sign is unbounded where a "
+                "component of the gradient vanishes; use MarginDescent"
             )
         self.rtol, self.atol = as_tolerance(rtol, "rtol"), as_tolerance(atol, "atol")
         self.budget = as_whole(most_steps, "most_steps")
+        if kinks not in (None, True, False):
+            raise ValueError(f"`kinks` must be True, False or None, but is {kinks!r}")
+        self.kinks = kinks
         self.dt = None
 
     @property
@@ -127,14 +149,43 @@ class MarginFlow(AbstractDeterministicFlow):
     def weights_only(self):
         return True
 
+    def suited(self, coordinates, network, problem):
+        if self.kinks is not None or not is_concrete((network, problem)):
+            return self
+        found = has_kinks(coordinates, coordinates.encode(network), problem.inputs)
+        return MarginFlow(
+            self.conditioner,
+            rtol=self.rtol,
+            atol=self.atol,
+            most_steps=self.budget,
+            kinks=found,
+        )
+
+    def step_control(self, coordinates, problem):
+        if not self.kinks:
+            return super().step_control(coordinates, problem)
+        widest = min(WIDEST_STEP, self.conditioner.widest)
+        control = GainController(first=min(FIRST_STEP, widest), widest=widest, clock=True)
+
+        def gained(network: Any) -> Array:
+            outputs = problem.outputs(network)
+            return -jax.nn.logsumexp(problem.loss.log(outputs, problem.targets))
+
+        return control.watching(lambda y: coordinates.decode(y[0]), gained)
+
     def default_solver(self, dtype, size):
+        if self.kinks:
+            return KinkEuler()
         # At large nu Kvaerno5, of higher order, may reject nearly all of its steps.
         small = jnp.finfo(dtype).bits > 32 and size <= LARGEST_IMPLICIT
         return dfx.Kvaerno3() if small else dfx.Tsit5()
 
     def memory(self, position):
         dtype = jax.tree.leaves(position)[0].dtype
-        return Memory(self.conditioner.start(position), jnp.zeros((), dtype))
+        average = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape if self.kinks else (0,), leaf.dtype), position
+        )
+        return Memory(self.conditioner.start(position), jnp.zeros((), dtype), average)
 
     def begins(self, coordinates, network, problem):
         check_classification(problem)
@@ -154,55 +205,37 @@ class MarginFlow(AbstractDeterministicFlow):
             step = jax.tree.map(jnp.multiply, factor, gradient)
             speed = _dot(step, gradient)
             squares = conditioner.rate(memory.squares, gradient, now, speed)
-            change = Memory(squares, 1 / speed - memory.time)
+            average = jax.tree.map(
+                jnp.subtract, gradient if self.kinks else memory.average, memory.average
+            )
+            change = Memory(squares, 1 / speed - memory.time, average)
             integral = conditioner.scale(problem.dtype) / speed
             return (jax.tree.map(lambda v: v / speed, step), change), integral
 
         return dfx.ODETerm(move)
 
     def observables(self, network, problem, memory):
-        check_classification(problem)
-        position = jax.tree.map(
-            lambda squares, own: None if squares is None else own,
-            memory.squares,
-            network,
-            is_leaf=lambda leaf: leaf is None,
-        )
-        function = Function(network, problem)
-        value, degree = degree_at(function, position)
-        q = margins_of(problem.loss, value, problem.targets)
-        nu, gradient = nu_and_gradient(function.linearise, position, problem)
-        dtype = nu.dtype
+        at = here(network, problem, memory.squares)
+        dtype = at.nu.dtype
         root, n = self.conditioner.scale(dtype), jnp.asarray(problem.n, dtype)
         factor = self.conditioner.factor(
-            memory.squares, gradient, Moment(nu, problem.n, memory.time)
+            memory.squares, at.tangent, Moment(at.nu, problem.n, memory.time)
         )
-        w, G, f = (jax.flatten_util.ravel_pytree(a)[0] for a in (position, gradient, factor))
+        f = jax.flatten_util.ravel_pytree(factor)[0]
         h = f / root
-        least = jnp.min(q)
+        mean = averaged(memory.average, at.flat) if self.kinks else at.flat
         moved = memory.time > 0
-        log_time = jnp.log(jnp.where(moved, memory.time * root, 1)) + nu + jnp.log(n)
+        log_time = jnp.log(jnp.where(moved, memory.time * root, 1)) + at.nu + jnp.log(n)
         return {
-            "nu": nu,
-            "log10_loss": -(nu + jnp.log(n)) / jnp.log(jnp.asarray(10, dtype)),
+            **values(at, problem.n, h, mean),
             "log_time": jnp.where(moved, log_time, -jnp.inf),
-            "q_min": least,
-            "hardest": jnp.argmin(q.reshape(problem.n, -1).min(axis=1)).astype(dtype),
-            "margin_l2": _over(least, norm(w, "l2"), degree),
-            "margin_linf": _over(least, norm(w, "linf"), degree),
-            "surrogate_margin": _over(nu, norm(w, 1 / h), degree),
-            **{f"gap_{name}": gap for name, gap in gaps_of(w, G, h).items()},
-            "loss_time_speed": memory.time * jnp.sum(f * jnp.square(G)),
-            "conditioner": h,
+            "surrogate_margin": over(at.nu, norm(at.w, 1 / h), at.degree),
+            "loss_time_speed": memory.time * jnp.sum(f * jnp.square(at.flat)),
+            **({"mean_gradient": mean} if self.kinks else {}),
         }
 
     def units(self):
-        return dict.fromkeys(
-            ("nu", "log10_loss", "log_time", "q_min", "hardest", "margin_l2", "margin_linf",
-             "surrogate_margin", "gap_l2", "gap_linf", "gap_metric", "loss_time_speed",
-             "conditioner"),
-            "1",
-        )  # fmt: skip
+        return UNITS
 
     def judge(self, status, final, end):
         if is_concrete((final["nu"], end)):
@@ -214,7 +247,10 @@ class MarginFlow(AbstractDeterministicFlow):
                     f"margins up to nu = {most:g} only" + ("; use float64 data" if single else ""),
                     stacklevel=3,
                 )
-        behind = jnp.abs(final["nu"] - end) > CLOCK_ERROR * jnp.maximum(jnp.abs(end), 1)
+        off = end - final["nu"]
+        # At the end of a measured clock nu may be a part of the last step ahead of it.
+        off = jnp.maximum(off, 0) if self.kinks else jnp.abs(off)
+        behind = off > CLOCK_ERROR * jnp.maximum(jnp.abs(end), 1)
         # The loss falls for ever, so no loss is one at which a run has converged.
         status = jnp.where(status == int(Status.CONVERGED), int(Status.MOVING), status)
         finite = status != int(Status.NON_FINITE)
@@ -224,32 +260,21 @@ class MarginFlow(AbstractDeterministicFlow):
         )
 
     def explain(self, status, final):
-        at = f"nu = {final['nu']:.6g}"
-        if status == Status.STALLED:
-            return (
-                f"stalled: the data are not fitted: q_min = {final['q_min']:.3g} for example "
-                f"{int(final['hardest'])}; the margin is defined once all are"
-            )
         if status == Status.GAVE_UP:
             return (
-                f"gave up at {at}: the solver ran out of its {self.budget:,} steps, or slid along "
-                "a kink of the model; the values are those at this nu"
+                f"gave up at nu = {final['nu']:.6g}: the solver ran out of its {self.budget:,} "
+                "steps, "
+                + (
+                    "or no step along the gradient gains anything"
+                    if self.kinks
+                    else "or slid along a kink of the model (kinks=True)"
+                )
+                + "; the values are those at this nu"
             )
-        if status == Status.MOVING:
-            return (
-                f"moving: {at}, a loss of 10^{final['log10_loss']:.1f}; the loss falls for ever, "
-                "and the gaps say how far the direction still is from stationary"
-            )
-        return None
+        return reason(status, final)
 
 
 def _dot(a: Any, b: Any) -> Array:
     """The inner product of two tangents."""
     parts = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
     return jax.tree.reduce(jnp.add, parts)
-
-
-def _over(value: Array, size: Array, degree: Array) -> Array:
-    """`value / size^degree`, and 0 at the origin."""
-    safe = jnp.where(size > 0, size, 1)
-    return jnp.where(size > 0, value / safe**degree, 0)

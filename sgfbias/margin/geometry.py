@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 GEOMETRIES = ("l2", "linf", "metric")
@@ -43,3 +44,29 @@ def gaps_of(
         name: alignment_gap(w, gradient, metric if name == "metric" else name)
         for name in GEOMETRIES
     }
+
+
+def least_slack(run: Any, degree: float, *, start: float = 1.0) -> float:
+    """The least excess of `d log g~` over its lower bound, between recorded nus.
+
+    g~ is the surrogate margin `nu / |h^(-1/2) w|^L` of a model of degree L with the
+    exponential loss, or one that is not smaller. The bound is `-L/2 sum_i p_i d
+    log(1/h_i)` with `p_i` proportional to `w_i^2 / h_i`. Between two records the
+    smaller of its values with p at both ends is taken.
+
+    **Arguments:**
+
+    - `run`: a run of `MarginFlow` whose record has `weights`, flat, and the series
+      `conditioner`, `surrogate_margin` and `nu`.
+    - `degree`: L.
+    - `start`: the nu from which on it is looked at; the bound needs nu > 0.
+    """
+    late = np.asarray(run["nu"]) >= start
+    w, h, surrogate = (
+        np.asarray(run[name])[late] for name in ("weights", "conditioner", "surrogate_margin")
+    )
+    share = w**2 / h
+    share /= share.sum(axis=1, keepdims=True)
+    rise = -degree / 2 * np.diff(np.log(1 / h), axis=0)
+    bound = np.minimum(share[1:] * rise, share[:-1] * rise).sum(axis=1)
+    return float((np.diff(np.log(surrogate)) - bound).min())

@@ -210,7 +210,9 @@ def test_what_has_no_certificate_is_refused():
         margin.which(run)
     sgd = sgf.StochasticGradientDescent(0.1)
     seeds = sgf.simulate(sgd, model, problem, keys=sgf.seeds(0, 2), steps=2)
-    with pytest.raises(ValueError, match="a certificate is of one run"):
+    with pytest.raises(
+        ValueError, match="`certify` takes a single run, but there is an axis of seeds"
+    ):
         margin.certify(seeds)
 
 

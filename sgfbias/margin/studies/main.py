@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from sgfbias import LogisticLoss, Problem, Record, Trajectory, simulate
+from sgfbias import LogisticLoss, Problem, Record, simulate
 from sgfbias.margin import (
     AdaGrad,
     ExponentialLoss,
@@ -23,6 +24,8 @@ from sgfbias.margin import (
     adagrad_limit,
     max_margin,
 )
+from sgfbias.margin.data import read_two_classes
+from sgfbias.margin.geometry import least_slack
 from sgfbias.margin.network import Linear
 from sgfbias.study import (
     AtLeast,
@@ -76,9 +79,19 @@ class Config(SeededConfig):
     """Last value of nu = -log(sum of the losses)."""
     problem_seed: Seed = 5
     """Chooses among the data of one root seed."""
+    data: Path | None = None
+    """A .npz file with X (n, d) and y (n,) of two classes that a linear classifier
+    separates, used instead of drawn data; None draws them.
+    """
+
+    @property
+    def own_data(self) -> bool:
+        """Whether the data are a user's own, read from `data`."""
+        return self.data is not None
 
     def check(self) -> None:
-        self.check_choice()
+        if not self.own_data:
+            self.check_choice()
 
 
 QUICK = Config(rotations=3)
@@ -98,10 +111,14 @@ def flows(config: Config) -> dict[str, MarginFlow]:
 def measure(config: Config, log: Log) -> Columns:
     """The weights of every run along nu on the turned data, and the candidates."""
     rng = np.random.default_rng(config.data_seed())
-    X, y = rng.normal(size=(config.n, config.d)), np.where(np.arange(config.n) % 2, -1.0, 1.0)
-    turns = [np.eye(config.d)]
+    if config.data is None:
+        X, y = rng.normal(size=(config.n, config.d)), np.where(np.arange(config.n) % 2, -1.0, 1.0)
+    else:
+        X, y = read_two_classes(config.data)
+    d = X.shape[1]
+    turns = [np.eye(d)]
     while len(turns) < config.rotations:
-        turns.append(np.linalg.qr(rng.normal(size=(config.d, config.d)))[0])
+        turns.append(np.linalg.qr(rng.normal(size=(d, d)))[0])
     decades = math.log10(config.nu) + 1
     nus = np.geomspace(0.1, config.nu, round(PER_DECADE * decades) + 1)
     record = Record(
@@ -122,9 +139,9 @@ def measure(config: Config, log: Log) -> Columns:
     )
     shape = (len(RUNS), config.rotations)
     distance = np.full((*shape, len(CANDIDATES), nus.size), np.nan)
-    turned_back = np.full((*shape, config.d), np.nan)
+    turned_back = np.full((*shape, d), np.nan)
     speed, slack, clock = (np.full(shape, np.nan) for _ in range(3))
-    start = Linear(jnp.zeros(config.d))
+    start = Linear(jnp.zeros(d))
     for k, turn in enumerate(turns):
         log(f"rotation {k + 1} of {config.rotations}")
         data = X @ turn.T
@@ -141,7 +158,7 @@ def measure(config: Config, log: Log) -> Columns:
             distance[r, k] = [np.linalg.norm(direction - end, axis=1) for end in ends]
             turned_back[r, k] = direction[-1] @ turn
             speed[r, k] = run["loss_time_speed"][-1]
-            slack[r, k] = least_slack(run)
+            slack[r, k] = least_slack(run, 1.0)
             clock[r, k] = np.abs(np.asarray(run["nu"]) / nus - 1).max()
     out.add("distance", ("run", "rotation", "candidate", "nu"), distance, "1")
     out.add("direction", ("run", "rotation", "input"), turned_back, "1")
@@ -164,24 +181,6 @@ def unit(v: np.ndarray) -> np.ndarray:
     """Vectors, along the last axis, of length 1; 0 stays 0."""
     size = np.linalg.norm(v, axis=-1, keepdims=True)
     return v / np.where(size > 0, size, 1)
-
-
-def least_slack(run: Trajectory) -> float:
-    """The least excess of `d log g~` over its lower bound, between recorded nus >= 1.
-
-    g~ is the surrogate margin of a linear model, and the bound is
-    `-1/2 sum_i p_i d log(1/h_i)` with `p_i` proportional to `w_i^2 / h_i`. Between two
-    records the smaller of its values with p at both ends is taken.
-    """
-    late = np.asarray(run["nu"]) >= 1
-    w, h, surrogate = (
-        np.asarray(run[name])[late] for name in ("weights", "conditioner", "surrogate_margin")
-    )
-    share = w**2 / h
-    share /= share.sum(axis=1, keepdims=True)
-    rise = -0.5 * np.diff(np.log(1 / h), axis=0)
-    bound = np.minimum(share[1:] * rise, share[:-1] * rise).sum(axis=1)
-    return float((np.diff(np.log(surrogate)) - bound).min())
 
 
 def closed_form_errors(config: Config, epsilons: np.ndarray) -> np.ndarray:
