@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,9 @@ from sgfbias.core.checks import as_whole, is_concrete, shown
 from sgfbias.core.loss import AbstractLoss, as_loss
 from sgfbias.meanfield.curves import Curves
 from sgfbias.meanfield.data import AbstractData
-from sgfbias.meanfield.march import Effective, Setting, block_sizes, march
+from sgfbias.meanfield.kernels import Effective, Setting
+from sgfbias.meanfield.march import block_sizes, march
+from sgfbias.meanfield.precision import double
 from sgfbias.meanfield.rule import MaskedDescent, Start
 from sgfbias.meanfield.smooth import derivatives, has_corner, no_derivative
 
@@ -83,7 +84,7 @@ def solve(
     if low not in (jnp.float32, jnp.float64):
         raise ValueError(f"`dtype` must be 'float32' or 'float64', but is {low.name!r}")
     check_size(steps, samples, replicas, memory, low.itemsize)
-    with _double((data, rule, start, loss, keys)):
+    with double((data, rule, start, loss, keys)):
         corner = has_corner(loss, readout, data.typical())
 
         def one(key: Array) -> dict[str, Any]:
@@ -154,21 +155,6 @@ def check_size(steps: int, samples: int, replicas: int, memory: int | None, item
         f"memory={fits}, which leaves out the memory beyond {fits} steps and fits into 4 GiB, or "
         "take fewer samples"
     )
-
-
-def _double(parts: Any) -> Any:
-    """A context with float64.
-
-    **Raises:** `ValueError` if the parts are being traced outside of float64.
-    """
-    if jax.config.jax_enable_x64:
-        return contextlib.nullcontext()
-    if not is_concrete(parts):
-        raise ValueError(
-            "inside jit, vmap or grad the theory needs float64 from the outside: write "
-            "jax.config.update('jax_enable_x64', True) first"
-        )
-    return jax.enable_x64(True)
 
 
 def over_keys(one: Callable[[Array], Any], keys: Array) -> Any:

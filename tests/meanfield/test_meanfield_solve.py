@@ -10,7 +10,7 @@ import pytest
 
 import sgfbias as sgf
 from sgfbias import meanfield as mf
-from sgfbias.meanfield.march import Effective
+from sgfbias.meanfield.kernels import Effective
 from sgfbias.meanfield.solution import solve_drawn
 
 SQUARE = sgf.SquaredLoss(0.5)
