@@ -34,8 +34,9 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("name", ["adam", pytest.param("adam eps", marks=pytest.mark.slow),
-    pytest.param("adam eps 1e-3", marks=pytest.mark.slow), "rmsprop", "sign"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in list(TWINS)[1:])]
+)
 def test_twins_of_optax(name):
     """Agreement up to rounding after 3,000 iterations, with the exponential loss."""
     rule, transformation = TWINS[name]
