@@ -93,7 +93,9 @@ def time_grid(times: Any, t1: float) -> np.ndarray:
             raise ValueError(
                 f"the number of recorded times must be at least 2 (start and end), but is {times}"
             )
-        return np.concatenate([[0.0], np.geomspace(t1 * 1e-5, t1, int(times) - 1)])
+        # A geometric grid of one point would be its beginning, and not the end.
+        later = np.geomspace(t1 * 1e-5, t1, int(times) - 1) if times > 2 else [t1]
+        return np.concatenate([[0.0], later])
     wanted = _increasing(times)
     if wanted[-1] > t1 * (1 + 1e-12):
         raise ValueError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from sgfbias.core.names import did_you_mean
 from sgfbias.diagonal.problem import SparseRegression
+from sgfbias.study.arrays import load_arrays
 
 
 def load_problem(path: str | Path) -> SparseRegression:
@@ -31,34 +31,7 @@ def load_problem(path: str | Path) -> SparseRegression:
         )
     if path.suffix.lower() == ".csv":
         return _from_table(path)
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError(
-                f"{path} holds a single array instead of named ones; make it by "
-                "numpy.savez(path, X=X, y=y)"
-            )
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz file ({error}); make it by numpy.savez(path, X=X, y=y)"
-        ) from error
-    except ValueError as error:
-        if "allow_pickle" in str(error) or "pickle" in str(error).lower():
-            raise ValueError(
-                f"{path} is not a .npz file of plain numbers (it would need unpickling, which is "
-                "refused); make it by numpy.savez(path, X=X, y=y) from numeric arrays"
-            ) from error
-        raise
-    missing = {"X", "y"} - set(arrays)
-    unknown = set(arrays) - {"X", "y", "beta_star"}
-    if missing or unknown:
-        raise ValueError(
-            f"{path} must hold X, y and optionally beta_star, but holds "
-            f"{', '.join(sorted(arrays)) or 'nothing'}"
-            + (f"; missing: {', '.join(sorted(missing))}" if missing else "")
-        )
+    arrays = load_arrays(path, {"X": "(n, d)", "y": "(n,)"}, {"beta_star": "(d,)"})
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":
             raise ValueError(f"{name} in {path} must be real numbers, but has dtype {array.dtype}")

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from sgfbias.core.checks import shown
 from sgfbias.core.names import did_you_mean
 from sgfbias.fourier.moves import AbstractMoves, BitFlips, OneHotSwaps
+from sgfbias.study.arrays import load_arrays
 
 
 class Bits(eqx.Module):
@@ -109,16 +110,7 @@ def read_bits(
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """X, y and names of a .npz file."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no .npz file that can be read: {error}") from error
-    if missing := {"X", "y"} - set(arrays):
-        raise ValueError(
-            f"{path} must have X (n, d) and y (n,), but has no {' and no '.join(sorted(missing))}; "
-            f"it has {', '.join(sorted(arrays)) or 'nothing'}"
-        )
+    arrays = load_arrays(path, {"X": "(n, d)", "y": "(n,)"}, {"names": "(d,)"})
     X, y = arrays["X"], arrays["y"]
     names = [str(name) for name in arrays.get("names", np.arange(X.shape[-1]))]
     if X.ndim != 2 or y.shape != X.shape[:1] or len(names) != X.shape[1]:

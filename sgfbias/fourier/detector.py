@@ -24,8 +24,9 @@ from sgfbias.fourier.data import read_bits
 
 BITS, HIDDEN = 64, 16
 SIZES = {"train": 4000, "validation": 2000, "test": 1000}
-# How much a bit tells about the class: (number of bits, shift of its probability).
-KINDS = {"even": ((6, 0.30), (58, 0.10)), "lopsided": ((4, 0.40), (60, 0.05))}
+# How much a bit tells about the class: some bits of a large shift of their probability,
+# and the rest of a small one.
+KINDS = {"even": (6, 0.30, 0.10), "lopsided": (4, 0.40, 0.05)}
 Kind = Literal["even", "lopsided"]
 RATE, BATCH = 1e-3, 32
 FEWEST = 50  # examples of one's own
@@ -53,7 +54,7 @@ def seed_of(root: int, seed: int) -> int:
     return int(np.random.SeedSequence([seed, root]).generate_state(1)[0]) >> 1
 
 
-def draw_detector(seed: int, kind: Kind = "even") -> Detector:
+def draw_detector(seed: int, kind: Kind = "even", bits: int = BITS) -> Detector:
     """Draw data in which bit i is +1 with the probability
     `1/2 + delta_i (2 y - 1) s_i`.
 
@@ -63,8 +64,9 @@ def draw_detector(seed: int, kind: Kind = "even") -> Detector:
     **Arguments:**
 
     - `seed`: seed of the signs and of all examples.
-    - `kind`: "even" has delta = 0.30 on 6 bits and 0.10 on 58; "lopsided" has 0.40 on 4
-      bits and 0.05 on 60.
+    - `kind`: "even" has delta = 0.30 on 6 bits and 0.10 on the others; "lopsided" has
+      0.40 on 4 bits and 0.05 on the others.
+    - `bits`: the number of bits, above 6.
 
     **Returns:** 4000 training, 2000 validation and 1000 test examples.
 
@@ -73,13 +75,14 @@ def draw_detector(seed: int, kind: Kind = "even") -> Detector:
     if kind not in KINDS:
         raise ValueError(f"kind must be {' or '.join(map(repr, KINDS))}, but is {kind!r}")
     rng = np.random.default_rng(seed)
-    delta = np.concatenate([np.full(count, shift) for count, shift in KINDS[kind]])
-    signs = rng.choice([-1.0, 1.0], size=BITS)
+    few, large, small = KINDS[kind]
+    delta = np.where(np.arange(bits) < few, large, small)
+    signs = rng.choice([-1.0, 1.0], size=bits)
 
     def split(n: int) -> Split:
         y = rng.integers(0, 2, size=n)
         chance = 0.5 + delta * (2 * y - 1)[:, None] * signs
-        return Split(np.where(rng.random((n, BITS)) < chance, 1.0, -1.0), y)
+        return Split(np.where(rng.random((n, bits)) < chance, 1.0, -1.0), y)
 
     return Detector(*map(split, SIZES.values()))
 
@@ -114,23 +117,27 @@ def half_tanh(z: Any) -> Array:
     return jnp.tanh(z / 2)
 
 
-def new_network(seed: int, hidden: int = HIDDEN, bits: int = BITS) -> eqx.nn.MLP:
-    """A network with one hidden layer, before training.
+def new_network(seed: int, hidden: int = HIDDEN, bits: int = BITS, depth: int = 1) -> eqx.nn.MLP:
+    """A network with hidden layers of equal width, before training.
 
-    Its weights are normal: of variance 1/64 into the hidden units for 64 bits, and 1/16
-    out of them for 16 units. Biases are 0.
+    Its weights are normal, with the variance 1/64 into the first hidden layer for 64
+    bits, and 1/16 further on for 16 units. Biases are 0.
     """
     first, second = jax.random.split(jax.random.key(seed))
     dtype = jnp.result_type(float)
-    net = eqx.nn.MLP(bits, "scalar", hidden, 1, half_tanh, dtype=dtype, key=first)
-    weights = (
-        jax.random.normal(first, (hidden, bits), dtype) / np.sqrt(bits),
-        jax.random.normal(second, (1, hidden), dtype) / np.sqrt(hidden),
-    )
+    net = eqx.nn.MLP(bits, "scalar", hidden, depth, half_tanh, dtype=dtype, key=first)
+    keys = [first, second, *(jax.random.fold_in(second, k) for k in range(1, depth))]
     return eqx.tree_at(
         lambda n: [leaf for layer in n.layers for leaf in (layer.weight, layer.bias)],
         net,
-        [weights[0], jnp.zeros(hidden, dtype), weights[1], jnp.zeros(1, dtype)],
+        [
+            leaf
+            for key, layer in zip(keys, net.layers, strict=True)
+            for leaf in (
+                jax.random.normal(key, layer.weight.shape, dtype) / np.sqrt(layer.weight.shape[1]),
+                jnp.zeros_like(layer.bias),
+            )
+        ],
     )
 
 

@@ -64,7 +64,8 @@ def _after(search: Search, state: State, rows: Int[Array, "n size"]) -> State:
     place = jnp.arange(state.s.shape[1], dtype=jnp.int32)
     inside = (rows[:, :, None] == place).any(axis=1)
     shift = search.candidates.shift(inside.astype(state.s.dtype), state.s)
-    possible = ~(inside & ~state.open).any(axis=1)
+    # Over all candidates XLA would take seconds to find that none is closed.
+    possible = jnp.take_along_axis(state.open, rows, axis=1).all(axis=1)
     still = state.open & (place > rows[:, -1:]) & possible[:, None]
     if search.candidates.has_groups:
         for i in range(rows.shape[1]):

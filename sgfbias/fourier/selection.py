@@ -187,14 +187,15 @@ def select(
             f"there is no method {method!r}; {did_you_mean(str(method), get_args(Rule))}the "
             f"methods are {', '.join(get_args(Rule))}"
         )
+    m = first_layer(net, layer=layer, activation=activation).m
+    if method == "exact" and m > MOST:
+        raise ValueError(
+            f"the exact selection takes at most {MOST} neurons, since it evaluates all subsets, "
+            f"but the first layer has {m}: use method='gmbc'"
+        )
     subsets = stabilised_subsets(
         net, X_val, y_val, scale=scale, refit_bias=refit_bias, layer=layer, activation=activation
     )
-    if method == "exact" and subsets.cut.m > MOST:
-        raise ValueError(
-            f"the exact selection takes at most {MOST} neurons, since it evaluates all subsets, "
-            f"but the first layer has {subsets.cut.m}: use method='gmbc'"
-        )
     more = (() if method == "robust" else BUDGETS) if budgets is None else np.asarray(budgets)
     every = jnp.concatenate([jnp.asarray(more, float), jnp.asarray(budget, float)[None]])
     if is_concrete(every) and not bool(jnp.all((every >= 0) & (every < 1))):

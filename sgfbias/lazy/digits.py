@@ -1,41 +1,75 @@
-"""Scikit-learn's images of digits, and two networks that tell them apart."""
+"""Scikit-learn's images of digits, and two networks that tell classes apart."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_whole
-from sgfbias.core.loss import SoftmaxCrossEntropyLoss
 from sgfbias.core.problem import Problem
+from sgfbias.lazy.own import Examples
 
 IMAGES, SIDE, CLASSES = 1797, 8, 10
 
 
 class SmallConvNet(eqx.Module):
-    """Two convolutions with ReLU and a linear layer, for images of 64 pixels and 10
-    classes.
+    """Two convolutions with ReLU and a linear layer, for images and their classes.
+
+    **Arguments:**
+
+    - `key`: a typed key.
+    - `channels`: the number of channels of both convolutions.
+    - `shape`: (planes, height, width) of an image, from 3 x 3 pixels on. Examples may
+      have any shape of so many numbers.
+    - `classes`: the number of outputs.
+    - `dtype`: the precision of the weights. Default: JAX's.
     """
 
     first: eqx.nn.Conv2d
     second: eqx.nn.Conv2d
     last: eqx.nn.Linear
+    shape: tuple[int, int, int] = eqx.field(static=True)
 
-    def __init__(self, key: Array, channels: int = 8, *, dtype: Any = None):
+    def __init__(
+        self,
+        key: Array,
+        channels: int = 8,
+        *,
+        shape: tuple[int, int, int] = (1, SIDE, SIDE),
+        classes: int = CLASSES,
+        dtype: Any = None,
+    ):
         a, b, c = jax.random.split(key, 3)
-        self.first = eqx.nn.Conv2d(1, channels, 3, padding=1, dtype=dtype, key=a)
+        planes, *sides = shape
+        self.first = eqx.nn.Conv2d(planes, channels, 3, padding=1, dtype=dtype, key=a)
         self.second = eqx.nn.Conv2d(channels, channels, 3, stride=2, dtype=dtype, key=b)
-        self.last = eqx.nn.Linear(9 * channels, CLASSES, dtype=dtype, key=c)
+        left = channels * math.prod((side - 3) // 2 + 1 for side in sides)
+        self.last = eqx.nn.Linear(left, classes, dtype=dtype, key=c)
+        self.shape = shape
 
     def __call__(self, x: Array) -> Array:
-        h = jax.nn.relu(self.first(x.reshape(1, SIDE, SIDE)))
+        h = jax.nn.relu(self.first(x.reshape(self.shape)))
         h = jax.nn.relu(self.second(h))
         return self.last(jnp.ravel(h))
+
+
+def all_digits() -> Examples:
+    """Scikit-learn's 1,797 images of digits, with grey values (1797, 64) from -1 to 1.
+
+    **Raises:** `ValueError` without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError(
+            "the images of digits need scikit-learn: pip install 'sgfbias[lazy]'"
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    return Examples(images / 8 - 1, labels, CLASSES)
 
 
 def digits(n: Any, *, seed: Any = 0, dtype: Any = None) -> Problem:
@@ -53,15 +87,4 @@ def digits(n: Any, *, seed: Any = 0, dtype: Any = None) -> Problem:
     **Raises:** `ValueError` for a number of images that there are not, and without
     scikit-learn.
     """
-    n = as_whole(n, "n", most=IMAGES)
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ValueError(
-            "the images of digits need scikit-learn: pip install 'sgfbias[lazy]'"
-        ) from error
-    images, labels = load_digits(return_X_y=True)
-    rows = np.random.default_rng(as_whole(seed, "seed", least=0)).permutation(IMAGES)[:n]
-    dtype = jnp.result_type(float) if dtype is None else dtype
-    inputs = jnp.asarray(images[rows] / 8 - 1, dtype)
-    return Problem(inputs, jnp.asarray(labels[rows]), loss=SoftmaxCrossEntropyLoss())
+    return all_digits().draw(n, seed=seed, dtype=dtype)

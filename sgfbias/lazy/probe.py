@@ -154,6 +154,22 @@ def start_of(network: Any, given: Any, trainable: Any = None) -> Start:
     )
 
 
+class PathLength(eqx.Module):
+    """The length `|dw_l|` of one iteration in every group, (groups,)."""
+
+    start: Start
+
+    def __call__(self, network: Any, change: Any) -> Array:
+        # What does not move is None in `change`, and a leaf of the network.
+        whole, moved = (
+            jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None) for tree in (network, change)
+        )
+        steps = [step for leaf, step in zip(whole, moved, strict=True) if leaf is not None]
+        return jnp.stack(
+            [_norm([steps[k] for k in members]) for _, members, _ in self.start.groups]
+        )
+
+
 class Observables(AbstractJoint):
     """The quantities of a network against a start, which share one kernel."""
 
@@ -205,6 +221,9 @@ class Probe:
     - `tangent_error`: the distance of the outputs from the linearised model's, as a
       share of their linear change.
 
+    `sums` has `path_length`, the sum of `|dw_l|` over the iterations of a discrete
+    algorithm, for `Record(sums=probe.sums)`.
+
     **Raises:** `ValueError` as `sgfbias.tangent_kernel` does, and if `problem` is not a
     `Problem`.
     """
@@ -231,6 +250,7 @@ class Probe:
         self.observables: dict[str, Callable[[Any], Array]] = {
             name: joint.observable(name) for name in names
         }
+        self.sums: dict[str, Callable[[Any, Any], Array]] = {"path_length": PathLength(self.start)}
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ class Scaling(NamedTuple):
       `distance` is that of all parameters, `relative_distance` and `flips` are means
       over layers, and `distance[NAME]` and its like are those of one layer.
       `misalignment` is 1 - `kernel_alignment`. `steps` is the number of steps.
+      The names of quantities of one's own are their own.
     - `stop`: the loss at which runs are compared.
     """
 
@@ -75,7 +76,7 @@ class Scaling(NamedTuple):
         import xarray as xr
 
         data = {
-            name: ((self.variable, "seed"), rows, {"units": UNITS[name.partition("[")[0]]})
+            name: ((self.variable, "seed"), rows, {"units": UNITS.get(name.partition("[")[0], "1")})
             for name, rows in self.quantities.items()
         }
         return xr.Dataset(data, {self.variable: self.values}, {"stop": f"loss {self.stop:g}"})
@@ -105,6 +106,7 @@ def scaling(
     stop: Any = 0.1,
     steps: Any = 10_000,
     trainable: Any = None,
+    quantities: Mapping[str, Callable[[Any, Any], Any]] | None = None,
     store: str | Path | None = None,
 ) -> Scaling:
     """Train networks at several values of one variable to one loss, and fit a power law
@@ -123,28 +125,37 @@ def scaling(
       step at first, and then after numbers of steps whose ratio is less than 1.02.
     - `steps`: the largest number of steps of a run.
     - `trainable`: which arrays are parameters, as in `simulate`.
+    - `quantities`: more quantities by name, functions (network at its start, network at
+      the end) -> number.
     - `store`: a folder in which every run that is done is kept, made if it does not
       exist. A call that was interrupted continues there and gives the same numbers,
       and so does one with more values or seeds. A run is taken over only if all that it
-      is made of is the same: its network, the problem, the algorithm, `stop`, `steps`
-      and `trainable`.
+      is made of is the same: its network, the problem, the algorithm, `stop`, `steps`,
+      `trainable` and `quantities`.
 
     **Returns:** a `Scaling`, whose `slopes` has an `Estimate` for every quantity.
 
     **Raises:** `ValueError` for a grid of several variables, fewer than two values or
-    seeds, for what `simulate` refuses, and with a store for functions whose content
-    cannot be told. `StoreError` for a folder that holds something else or cannot be
-    written.
+    seeds, quantities that are no numbers or have a name that is taken, for what
+    `simulate` refuses, and with a store for functions whose content cannot be told.
+    `StoreError` for a folder that holds something else or cannot be written.
     """
     name, values = _variable(grid)
     kept = None if store is None else Kept(store)
     count = as_whole(seeds, "seeds", least=2)
     stop, steps = as_float(stop, "stop"), as_whole(steps, "steps", least=2)
+    own = dict(quantities or {})
+    if taken := sorted(name for name in own if name.partition("[")[0] in UNITS):
+        raise ValueError(
+            f"{taken[0]!r} in `quantities` is the name of a quantity that is there already, "
+            f"besides {', '.join(UNITS)}: give it another name"
+        )
     found: dict[str, np.ndarray] = {}
     for k, given in enumerate(grid[name]):
         for s, key in enumerate(seeds_of(0, count)):
             network, algorithm = make(given, key), rule(given)
             options = {"stop": stop, "steps": steps, "trainable": trainable}
+            options |= {"quantities": own} if own else {}
             row = _kept(kept, network, problem, algorithm, key, options)
             for quantity, number in row.items():
                 cells = found.setdefault(quantity, np.full((len(values), count), np.nan))
@@ -197,6 +208,7 @@ def _trained(
     stop: float,
     steps: int,
     trainable: Any,
+    quantities: Mapping[str, Callable[[Any, Any], Any]] | None = None,
 ) -> dict[str, float]:
     """The quantities of one network that is trained to the loss `stop`."""
     random = rule.is_stochastic or problem.perturb is not None
@@ -229,9 +241,18 @@ def _trained(
     scalars = jax.tree.map(
         float, (found.kernel_drift, 1 - found.kernel_alignment, found.least, found.tangent_error)
     )
-    return row | dict(
+    row |= dict(
         zip(("kernel_drift", "misalignment", "least", "tangent_error"), scalars, strict=True)
     )
+    for name, f in (quantities or {}).items():
+        value = np.asarray(f(network, run.networks))
+        if value.shape != () or value.dtype.kind not in "fiub":
+            raise ValueError(
+                f"{name!r} in `quantities` must be a real number, but has shape {value.shape} and "
+                f"dtype {value.dtype}"
+            )
+        row[name] = float(value)
+    return row
 
 
 def exponent(values: np.ndarray, rows: np.ndarray) -> Estimate:

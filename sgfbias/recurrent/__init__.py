@@ -15,10 +15,14 @@ from sgfbias.recurrent.horizon import tail as tail
 from sgfbias.recurrent.lengths import Curve as Curve
 from sgfbias.recurrent.lengths import extrapolate as extrapolate
 from sgfbias.recurrent.linear import LinearRNN as LinearRNN
+from sgfbias.recurrent.mixed import Masked as Masked
+from sgfbias.recurrent.mixed import MixedLengths as MixedLengths
 from sgfbias.recurrent.report import Spectrum as Spectrum
 from sgfbias.recurrent.report import hankel_values as hankel_values
 from sgfbias.recurrent.report import spectrum as spectrum
 from sgfbias.recurrent.risk import PopulationRisk as PopulationRisk
+from sgfbias.recurrent.sequences import Sequences as Sequences
+from sgfbias.recurrent.sequences import read_sequences as read_sequences
 from sgfbias.recurrent.theory import bad_interpolator as bad_interpolator
 from sgfbias.recurrent.theory import conserved as conserved
 from sgfbias.recurrent.theory import late_error as late_error

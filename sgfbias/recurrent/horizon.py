@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_float, as_whole, check_positive
-from sgfbias.recurrent.linear import LinearRNN, check_linear, rescaled
+from sgfbias.core.checks import as_float, as_whole, check_positive, is_concrete
+from sgfbias.recurrent.linear import LinearRNN, check_linear, check_stable, rescaled
 from sgfbias.recurrent.teacher import as_teacher, check_fits, padded
 
 # With 30 doublings the sum has 2^30 terms, which resolves 1 - radius >= 3e-8.
 DOUBLINGS = 30
-# The sum has ended if the last power of A has a norm below exp(-16).
-ENDED = -16.0
+# The sum has ended if the last power of A has no entry above exp(-16). It goes on to
+# exp(-400), so that no transient of a matrix that is not normal is lost.
+ENDED, NOTHING = -16.0, -400.0
 
 
 def tail(network: LinearRNN, teacher: Any, start: int, stop: int | None = None) -> Array:
@@ -25,7 +26,8 @@ def tail(network: LinearRNN, teacher: Any, start: int, stop: int | None = None) 
     This is the squared H2 norm of the error from lag `start` on. Half of it is what
     long sequences of white inputs add to the risk at length `start`. The infinite sum
     is `tr[M X M^T]` with `M = C A^start` and `X = A X A^T + B B^T`, of the system of
-    the difference, and X is a sum by doubling. It can be differentiated.
+    the difference, and X is a sum by doubling. It can be differentiated any number of
+    times, in both modes; a derivative costs about as much as the sum itself.
 
     **Arguments:**
 
@@ -35,12 +37,15 @@ def tail(network: LinearRNN, teacher: Any, start: int, stop: int | None = None) 
     - `start`: the first lag, at least 0.
     - `stop`: the lag before which to stop, or None for infinity.
 
-    **Returns:** a scalar. The infinite sum is infinity, with derivatives that are NaN,
-    if the spectral radius of a transition is not below 1, and also if it is so close
-    below 1 that 2^30 lags do not decide it.
+    **Returns:** a scalar. The infinite sum is infinity if the spectral radius of a
+    transition is not below 1, and also if it is so close below 1 that 2^30 lags do not
+    decide it. There it has no derivative. Finitely many lags have one everywhere.
 
     **Raises:** `ValueError` for a network that is not linear, for a teacher that does
-    not fit it, and for lags that are not whole numbers with `start < stop`.
+    not fit it, for lags that are not whole numbers with `start < stop`, and for a
+    derivative of an infinite sum, with the eigenvalue. Within `jax.jit` and `jax.vmap`,
+    where no value is known, every entry of that derivative is NaN instead, so that a
+    run of `simulate` ends with the status of a seed that is not finite.
     """
     network, teacher = check_linear(network), as_teacher(teacher)
     check_fits(network, teacher)
@@ -90,26 +95,57 @@ class TailPenalty(eqx.Module):
         return self.weight * tail(network, self.teacher, self.length)
 
 
+@jax.custom_jvp
 def gramian(A: Array, factor: Array) -> tuple[Array, Array]:
     """`X = sum_j A^j F F^T (A^j)^T` with F = `factor`, and the log of the size of the
     last power of A.
+
+    X is differentiated as the solution of `X - A X A^T = F F^T`.
+    """
+    return _doubled(A, factor @ factor.T)
+
+
+@gramian.defjvp
+def _change_of_gramian(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """The derivative of X solves an equation with the same A; the log has none."""
+    (A, factor), (dA, dF) = primals, tangents
+    X, log = gramian(A, factor)
+    half = dA @ X @ A.T + dF @ factor.T
+    return (X, log), (_solved(A, half + half.T), jnp.zeros_like(log))
+
+
+def _solved(A: Array, right: Array) -> Array:
+    """The solution X of `X - A X A^T = right`, which is linear in `right`."""
+    return jax.lax.custom_linear_solve(
+        lambda X: X - A @ X @ A.T,
+        right,
+        solve=lambda _, right: _doubled(A, right)[0],
+        transpose_solve=lambda _, right: _doubled(A.T, right)[0],
+    )
+
+
+def _doubled(A: Array, right: Array) -> tuple[Array, Array]:
+    """`sum_j A^j R (A^j)^T` with R = `right`, and the log of the size of the last power
+    of A that was taken.
 
     `X <- X + P X P^T` and `P <- P^2`, with P rescaled so that transients of matrices
     that are not normal do not overflow.
     """
 
-    def double(now: Any, _: None) -> tuple[Any, None]:
-        X, P, log = now
-        more = jnp.exp(log)
-        moved = P * more
+    def double(now: Any) -> Any:
+        count, X, P, log = now
+        moved = P * jnp.exp(log)
         X = X + moved @ X @ moved.T
         squared, grown = rescaled(P @ P)
         # A power that has become 0 stays 0.
-        return (X, squared, jnp.maximum(2 * log + grown, -1e30)), None
+        return count + 1, X, squared, jnp.maximum(2 * log + grown, -1e30)
+
+    def unfinished(now: Any) -> Array:
+        return (now[0] < DOUBLINGS) & (now[3] > NOTHING)
 
     P, log = rescaled(A)
-    start = (factor @ factor.T, P, jnp.maximum(log, -1e30))
-    (X, _, log), _ = jax.lax.scan(double, start, None, DOUBLINGS)
+    start = (jnp.int32(0), right, P, jnp.maximum(log, -1e30))
+    _, X, _, log = jax.lax.while_loop(unfinished, double, start)
     return X, log
 
 
@@ -117,8 +153,27 @@ def _infinite(system: LinearRNN, start: int) -> Array:
     """The energy of the impulse response from lag `start` on, or infinity."""
     X, log = gramian(system.A, system.B)
     M = system.C @ jnp.linalg.matrix_power(system.A, start)
-    energy = jnp.maximum(jnp.trace(M @ X @ M.T), 0)
+    return _if_decaying(jnp.maximum(jnp.trace(M @ X @ M.T), 0), log, system.A)
+
+
+@jax.custom_jvp
+def _if_decaying(energy: Array, log: Array, A: Array) -> Array:
+    """The energy if the powers of A have decayed to the size exp(log), or infinity."""
     return jnp.where(log < ENDED, energy, jnp.inf)
+
+
+@_if_decaying.defjvp
+def _slope_if_decaying(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The derivative, which an infinite energy does not have."""
+    energy, log, A = primals
+    decays = log < ENDED
+    if is_concrete(decays) and not bool(decays):
+        check_stable(A, "the derivative of `tail`")
+        raise ValueError(
+            "the derivative of `tail` needs a spectral radius below 1, but that of A is so close "
+            "to 1 that 2^30 lags do not decide the sum: take finitely many, tail(..., stop=)"
+        )
+    return _if_decaying(energy, log, A), jnp.where(decays, 1.0, jnp.nan) * tangents[0]
 
 
 def _difference(student: LinearRNN, teacher: LinearRNN) -> LinearRNN:

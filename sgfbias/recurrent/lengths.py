@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.brownian import check_keys
-from sgfbias.core.checks import as_float, as_whole
+from sgfbias.core.checks import as_float, as_whole, check_positive
 from sgfbias.core.loss import AbstractLoss, as_loss
 from sgfbias.core.types import Dataset
+from sgfbias.recurrent.cell import AbstractRecurrent
 
 AT_ONCE = 256  # sequences that are evaluated together
 
@@ -35,24 +36,37 @@ class Curve(NamedTuple):
     trained: int
     sequences: int
 
-    def horizon(self, factor: float = 10.0) -> int:
+    def horizon(self, factor: float = 10.0, *, level: float | None = None) -> int:
         """The largest of the lengths up to which the loss stays at or below `factor`
-        times the loss at the length of training.
+        times the loss at the length of training, or at or below `level`.
 
         All lengths between count: the loss may fall again later. It is the largest
         length that was tried if the loss never rises so far. It is the length of
-        training if the next one already fails.
+        training if the next one already fails, and 0 if `level` is already missed
+        there.
 
-        **Raises:** `ValueError` for a factor that is not at least 1.
+        **Arguments:**
+
+        - `factor`: at least 1.
+        - `level`: a positive loss, in place of a multiple of the loss in training. Use
+          it to compare networks with each other.
+
+        **Raises:** `ValueError` for numbers outside these ranges.
         """
         factor = as_float(factor, "factor")
         if not factor >= 1:
             raise ValueError(f"`factor` must be at least 1, but is {factor:g}")
         at = int(np.searchsorted(self.lengths, self.trained))
+        bound = factor * self.loss[at]
+        if level is not None:
+            bound = as_float(level, "level")
+            check_positive(bound, "level")
         # A loss that is not a number does not hold.
-        good = self.loss[at:] <= factor * self.loss[at]
-        bad = np.flatnonzero(~good)
-        return int(self.lengths[at:][(bad[0] if bad.size else len(good)) - 1])
+        good = self.loss[at:] <= bound
+        if level is not None and not good[0]:
+            return 0
+        bad = np.flatnonzero(~good[1:])
+        return int(self.lengths[at:][bad[0] if bad.size else len(good) - 1])
 
     def to_xarray(self) -> Dataset:
         """The curve as an `xarray.Dataset` with the dimension `length`."""
@@ -105,9 +119,13 @@ def extrapolate(
     - `loss`: as in `Problem`. Default `SquaredLoss()`.
     - `prefixes`: True if the target at time t is a function of the first t inputs, and
       the network has the outputs at all times. Then `task(key, longest)` returns
-      targets (T, ...) for all times, the loss of length t is that of the output at time
-      t, and one program serves all lengths. With False there is one program for each
-      length.
+      targets (T, ...) for all times, and the loss of length t is that of the output at
+      time t: all lengths are read from one pass.
+
+    A `LinearRNN` or `Unroll` with its last output is compiled only once for several
+    lengths: sequences are padded to the largest length over a power of 4, and the state
+    stops at their end, so that the padding changes no result. Any other network is
+    compiled for every length.
 
     **Returns:** a `Curve`.
 
@@ -136,6 +154,10 @@ def extrapolate(
     if prefixes:
         sample = np.asarray(_losses_of_prefixes(network, task, chosen, tried[-1], keys))
         sample = sample[:, np.asarray(tried) - 1].T
+    elif isinstance(network, AbstractRecurrent) and network.outputs == "last":
+        sample = np.stack(
+            [_padded_losses(network, task, chosen, length, tried[-1], keys) for length in tried]
+        )
     else:
         sample = np.stack(
             [np.asarray(_losses(network, task, chosen, length, keys)) for length in tried]
@@ -184,6 +206,61 @@ def _losses(network: Any, task: Any, loss: AbstractLoss, length: int, keys: Arra
         return _one_loss(loss, output, target)
 
     return jax.lax.map(one, keys, batch_size=min(AT_ONCE, keys.size))
+
+
+def padded_length(length: int, longest: int) -> int:
+    """The least number of steps, `longest` over a power of 4, that `length` fits in."""
+    room = longest
+    while (shorter := -(-room // 4)) >= length and shorter < room:
+        room = shorter
+    return room
+
+
+def _padded_losses(
+    network: AbstractRecurrent,
+    task: Any,
+    loss: AbstractLoss,
+    length: int,
+    longest: int,
+    keys: Array,
+) -> np.ndarray:
+    """The loss of every sequence of one length, (n,), by a program for padded ones."""
+    room, together = padded_length(length, longest), min(AT_ONCE, keys.size)
+    found = []
+    for first in range(0, keys.size, together):
+        # The last block is filled up, so that there is one program for all.
+        block = keys[np.arange(first, first + together) % keys.size]
+        sequences, targets = _drawn_and_padded(task, length, room, block)
+        found.append(np.asarray(_stopped(network, loss, sequences, targets, jnp.int32(length))))
+    return np.concatenate(found)[: keys.size]
+
+
+@eqx.filter_jit
+def _drawn_and_padded(task: Any, length: int, room: int, keys: Array) -> tuple[Array, Array]:
+    """Sequences of a task, with zeros behind their end, and their targets."""
+    sequences, targets = jax.vmap(lambda key: _drawn(task, key, length))(keys)
+    free = [(0, 0), (0, room - length)] + [(0, 0)] * (sequences.ndim - 2)
+    return jnp.pad(sequences, free), targets
+
+
+@eqx.filter_jit
+def _stopped(
+    network: AbstractRecurrent, loss: AbstractLoss, sequences: Array, targets: Array, length: Array
+) -> Array:
+    """The loss of every sequence, whose state stops at `length`."""
+
+    def one(sequence: Array, target: Array) -> Array:
+        def step(state: Any, given: Any) -> tuple[Any, None]:
+            time, now = given
+            moved = network.advance(state, now)
+            return jax.tree.map(lambda a, b: jnp.where(time < length, a, b), moved, state), None
+
+        times = jnp.arange(sequence.shape[0], dtype=jnp.int32)
+        output = network.read(jax.lax.scan(step, network.rest(sequence), (times, sequence))[0])
+        loss.check(jax.ShapeDtypeStruct((1, *output.shape), output.dtype), target[None])
+        return _one_loss(loss, output, target)
+
+    return jax.vmap(one)(sequences, targets)
 
 
 @eqx.filter_jit

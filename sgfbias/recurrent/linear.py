@@ -188,13 +188,6 @@ def rescaled(matrix: Array) -> tuple[Array, Array]:
     return matrix / jnp.where(size > 0, size, 1), jnp.log(size)
 
 
-def radius(network: LinearRNN) -> tuple[float, complex]:
-    """The spectral radius of A, and the eigenvalue that has it."""
-    values = np.linalg.eigvals(np.asarray(network.A, dtype=np.float64))
-    largest = values[np.argmax(np.abs(values))]
-    return float(np.abs(largest)), complex(largest)
-
-
 def check_linear(network: Any, name: str = "network") -> LinearRNN:
     """Return a linear recurrent network.
 
@@ -205,19 +198,22 @@ def check_linear(network: Any, name: str = "network") -> LinearRNN:
     return network
 
 
-def check_stable(network: LinearRNN, what: str) -> None:
-    """Refuse a network whose impulse response does not decay, if its values are known.
+def check_stable(A: Array, what: str) -> None:
+    """Refuse a transition whose powers do not decay, if its values are known.
 
     **Raises:** `ValueError` that names the eigenvalue.
     """
-    if is_concrete(network.A) and network.A.ndim == 2:
-        size, value = radius(network)
-        if size >= 1:
-            raise ValueError(
-                f"{what} needs a spectral radius below 1, but A has the eigenvalue {value:.6g} of "
-                f"absolute value {size:.6g}: start with a smaller scale, or look at finitely many "
-                "lags"
-            )
+    if not is_concrete(A) or A.ndim != 2:
+        return
+    values = np.linalg.eigvals(np.asarray(A, dtype=np.float64))
+    value = complex(values[np.argmax(np.abs(values))])
+    if abs(value) >= 1:
+        shown = f"{value.real:.6g}" if value.imag == 0 else f"{value:.6g}"
+        raise ValueError(
+            f"{what} needs a spectral radius below 1, but A has the eigenvalue {shown} of absolute "
+            f"value {abs(value):.6g}: start with a smaller scale, or look at finitely many lags, "
+            "as tail(..., stop=) does"
+        )
 
 
 def _sizes(key: Any, state: Any, scale: Any, gain: Any) -> tuple[int, float, float]:

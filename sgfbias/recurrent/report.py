@@ -101,7 +101,7 @@ def hankel_values(network: LinearRNN) -> Array:
     **Raises:** `ValueError` for another network, which names the eigenvalue.
     """
     check_linear(network)
-    check_stable(network, "`hankel_values`")
+    check_stable(network.A, "`hankel_values`")
     reach = _root(gramian(network.A, network.B)[0])
     seen = _root(gramian(network.A.T, network.C.T)[0])
     return jnp.linalg.svd(seen.T @ reach, compute_uv=False)

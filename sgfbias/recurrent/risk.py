@@ -86,7 +86,7 @@ class PopulationRisk(Problem):
                 "the risk, so the network must have outputs='last'"
             )
         if isinstance(self.penalty, TailPenalty) and isinstance(network, LinearRNN):
-            check_stable(network, "a penalty on the tail")
+            check_stable(network.A, "a penalty on the tail")
         if isinstance(network, LinearRNN) or not is_concrete(network):
             return
         x, z = jax.random.normal(jax.random.key(0), (2, *self.inputs.shape[1:]), self.dtype)

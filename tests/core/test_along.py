@@ -385,3 +385,13 @@ def test_observables_of_one_joint_object_are_computed_once():
     assert set(calls) == {("sum", "twice")}
     np.testing.assert_allclose(runs["a"], 3 * np.sum(runs["w"], axis=-1), rtol=1e-12)
     np.testing.assert_allclose(runs["b"], 2 * runs["a"], rtol=1e-12)
+
+
+def test_two_recorded_times_are_the_start_and_the_end():
+    """`w_i e^{-a_i t}`: of an adaptive run too."""
+    record = sgf.Record(times=2, observables={"w": area})
+    run = sgf.simulate(sgf.GradientFlow(), START, PROBLEM, t1=1.5, record=record, **OPTIONS)
+    np.testing.assert_allclose(run.times, [0, 1.5])
+    wanted = START.w * np.exp(-1.5 * RATES)
+    np.testing.assert_allclose(run["w"], [START.w, wanted], rtol=1e-6)
+    np.testing.assert_allclose(run.networks.w, wanted, rtol=1e-6)

@@ -341,6 +341,29 @@ def test_compiled_mapped_and_differentiated():
     np.testing.assert_allclose(values, [least(0.5), least(1.0)], rtol=1e-9)
 
 
+@pytest.mark.slow
+def test_mapped_over_models_and_differentiated_in_their_weights():
+    _, inputs, _ = MODELS["MLP"]
+    keys = jax.random.split(KEY, 3)
+    make = lambda key: eqx.nn.MLP(4, 3, 6, 1, key=key)  # noqa: E731
+    trace = lambda model: sgf.tangent_kernel(model, inputs, outputs="trace").trace  # noqa: E731
+    models = eqx.filter_vmap(make)(keys)
+    found = eqx.filter_vmap(trace)(models)
+    np.testing.assert_allclose(found, [trace(make(key)) for key in keys], rtol=1e-10)
+    slope = eqx.filter_grad(trace)(make(KEY)).layers[1].weight[0, 0]
+    moved = [
+        trace(
+            eqx.tree_at(
+                lambda m: m.layers[1].weight,
+                make(KEY),
+                replace_fn=lambda w, h=h: w.at[0, 0].add(h),
+            )
+        )
+        for h in (1e-5, -1e-5)
+    ]
+    np.testing.assert_allclose(slope, (moved[0] - moved[1]) / 2e-5, rtol=1e-5)
+
+
 def test_products_extremes_and_trace():
     model, inputs, _ = MODELS["MLP"]
     kernel = sgf.tangent_kernel(model, inputs)

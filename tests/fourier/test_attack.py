@@ -71,10 +71,9 @@ def test_exhaustive_finds_the_least_margin_of_all_inputs(kind, shape):
     np.testing.assert_allclose(greedy[:2], truth[:2], atol=ROUNDING)
 
 
+FAST_METHODS = [("greedy", "categories and flips"), ("pgd", "categories"), ("fgsm", "only added")]
 METHODS_AND_KINDS = [
-    pytest.param(
-        method, kind, marks=() if kind == "categories" or method == "greedy" else pytest.mark.slow
-    )
+    pytest.param(method, kind, marks=() if (method, kind) in FAST_METHODS else pytest.mark.slow)
     for method in METHODS
     for kind in KINDS
 ]
@@ -151,7 +150,7 @@ def test_no_attack_beats_the_search_through_all_sets_and_no_certificate_fails(
     np.testing.assert_allclose(found["greedy"][:, 1], truth[:, 1], atol=ROUNDING)
 
 
-@pytest.mark.parametrize("method", [*QUICK, "pgd"])
+@pytest.mark.parametrize("method", ["greedy", *map(slowly, (*QUICK[1:], "pgd"))])
 def test_a_linear_model_has_a_closed_form(method):
     """Ground truths 10 and 11: the margin less twice the largest `w_i x_i y`."""
     net = eqx.nn.Linear(20, "scalar", key=jax.random.key(0))
@@ -224,7 +223,8 @@ def test_jsma_follows_its_definition_on_a_linear_model_with_three_classes():
     np.testing.assert_allclose(np.asarray(found)[known], expected[known], atol=ROUNDING)
 
 
-@pytest.mark.parametrize("method", ["greedy", "exhaustive", *map(slowly, ("beam", "jsma", "pgd"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["greedy", "exhaustive", "beam", "jsma", "pgd"])
 def test_permuted_bits_are_attacked_alike(method):
     """Ground truth 16. Margins are generic, so there are no ties."""
     net, (x, y) = network(9, 4, 5), data(6, 9, 5)
@@ -312,6 +312,7 @@ def test_a_batch_of_networks_is_attacked_as_each_is():
             np.testing.assert_allclose(found[i], one, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_single_precision_and_whole_numbers():
     net = jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if eqx.is_array(leaf) else leaf, network(9, 4, 12)

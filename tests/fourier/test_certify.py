@@ -52,7 +52,7 @@ def test_it_is_the_truth_if_all_units_have_the_same_worst_moves(activation):
         np.testing.assert_allclose(found[::9], truth[::9], atol=ROUNDING)
 
 
-@pytest.mark.parametrize("outputs", ["scalar", 4])
+@pytest.mark.parametrize("outputs", ["scalar", pytest.param(4, marks=pytest.mark.slow)])
 def test_it_is_exact_for_linear_models(outputs):
     net = eqx.nn.Linear(9, outputs, key=KEY)
     x, y = data(8, 9, 3, 4 if outputs == 4 else 2)
@@ -60,6 +60,7 @@ def test_it_is_exact_for_linear_models(outputs):
     np.testing.assert_allclose(fourier.certify(net, x, y, 3).margin, truth, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_groups_move_once():
     """With swaps, the linear model is exact too, and counts one swap per group."""
     groups = [(0, 1, 2, 3), (5, 6, 7)]
@@ -89,8 +90,7 @@ DEEP = {
 
 
 DEEP_NAMES = [
-    pytest.param(name, marks=() if name in ("three outputs", "chain") else pytest.mark.slow)
-    for name in DEEP
+    pytest.param(name, marks=() if name == "chain" else pytest.mark.slow) for name in DEEP
 ]
 
 

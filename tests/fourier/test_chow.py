@@ -124,6 +124,7 @@ def test_units_may_have_parameters_of_their_own():
         close(fourier.chow(net, method=method), expected, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_many_bits_agree_with_a_sample():
     weight, bias = neurons(80, 0.2, m=3)
     net, means = network(weight, bias), np.linspace(-0.8, 0.8, 80)
@@ -156,6 +157,7 @@ def test_a_thousand_bits_of_which_twelve_have_weights():
     np.testing.assert_allclose(found.coefficients[:, others], independent, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_the_standard_errors_are_those_of_a_small_sample():
     weight, _ = neurons(5, 1.0, m=2)
     draws = [
@@ -176,6 +178,7 @@ def test_data_are_a_weighted_mean_of_different_inputs():
     close(found, (values.T @ x, values.sum(axis=0)), atol=1e-14)
 
 
+@pytest.mark.slow
 def test_permuting_bits_permutes_coefficients():
     weight, bias = neurons(20, 0.5)
     order = np.random.default_rng(2).permutation(20)

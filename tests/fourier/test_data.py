@@ -8,7 +8,7 @@ import pytest
 
 from sgfbias import fourier
 from sgfbias.fourier.data import read_bits
-from sgfbias.fourier.detector import own_detector
+from sgfbias.fourier.detector import draw_detector, new_network, own_detector
 
 pandas = pytest.importorskip("pandas")
 X = np.array([[0, 1, 1], [1, 1, 0], [0, 0, 1], [1, 0, 0]])
@@ -136,11 +136,11 @@ def test_what_are_no_bits_is_refused(call, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"X": X}, "must have X .* but has no y; it has X"),
+        ({"X": X}, "must hold X .* but holds X; missing: y"),
         ({"X": X, "y": Y[:2]}, r"y \(2,\)"),
         ({"X": X, "y": Y, "names": ["a"]}, "1 names"),
         ({"X": X.astype(str), "y": Y}, "'0' must be numbers or booleans"),
-        (None, "is no .npz file that can be read"),
+        (None, "is not a .npz file of plain numbers"),
     ],
 )
 def test_files_that_make_no_sense_are_refused(tmp_path, content, words):
@@ -151,6 +151,34 @@ def test_files_that_make_no_sense_are_refused(tmp_path, content, words):
         np.savez(path, **content)
     with pytest.raises(ValueError, match=words):
         read_bits(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "few", "large", "small"), [("even", 6, 0.30, 0.10), ("lopsided", 4, 0.40, 0.05)]
+)
+def test_drawn_bits_tell_what_they_should(kind, few, large, small):
+    """A bit is +1 with the probability `1/2 + delta (2 y - 1) s`, up to 5 standard
+    errors.
+    """
+    x, y = draw_detector(3, kind, bits=20).train
+    tells = ((2 * y - 1)[:, None] * x).mean(axis=0)
+    delta = np.where(np.arange(20) < few, large, small)
+    error = np.sqrt((1 - 4 * delta**2) / len(y))
+    assert np.all(np.abs(np.abs(tells) - 2 * delta) < 5 * error)
+
+
+@pytest.mark.slow
+def test_networks_of_several_layers():
+    """Their weights have the variance 1/64 for 64 inputs and 1/16 for 16, within 5
+    standard errors.
+    """
+    net = new_network(2, depth=3)
+    assert [layer.weight.shape for layer in net.layers] == [(16, 64), (16, 16), (16, 16), (1, 16)]
+    for layer in net.layers[:3]:
+        size, inputs = layer.weight.size, layer.weight.shape[1]
+        assert abs(inputs * float((layer.weight**2).mean()) - 1) < 5 * np.sqrt(2 / size)
+        assert not layer.bias.any()
+    assert not np.array_equal(net.layers[1].weight, net.layers[2].weight)
 
 
 def test_a_detector_of_ones_own_data(tmp_path):

@@ -13,6 +13,7 @@ from sgfbias import fourier
 KEY = jax.random.key(2)
 
 
+@pytest.mark.slow
 def test_the_table_has_the_curves_of_its_parts():
     net, (x, y) = network(10, 4, 1), data(30, 10, 1)
     found = fourier.robustness(net, x, y, 4, most=30 * 60)

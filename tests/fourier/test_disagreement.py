@@ -56,6 +56,7 @@ def test_the_gaussian_value_is_that_of_owen(angle):
         np.testing.assert_allclose(found, by_owen(a, b, np.cos(angle)), atol=2e-9)
 
 
+@pytest.mark.slow
 def test_without_thresholds_it_is_the_angle():
     rng = np.random.default_rng(0)
     w, v = rng.normal(size=(2, 30))
@@ -108,6 +109,7 @@ def test_many_bits_have_a_bound_but_no_exact_value():
     assert fourier.disagreement(np.ones(41), np.ones(41)).bound is None
 
 
+@pytest.mark.slow
 def test_half_sums_give_the_alignment_of_the_whole_cube():
     """The bound, computed from its definition with all 2^d inputs."""
     rng = np.random.default_rng(2)

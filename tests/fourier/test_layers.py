@@ -106,6 +106,7 @@ def test_a_module_of_ones_own_names_its_layer():
         first_layer(own)
 
 
+@pytest.mark.slow
 def test_a_network_may_be_traced():
     networks = eqx.filter_vmap(lambda key: eqx.nn.MLP(D, 1, 4, 1, key=key))(
         jax.random.split(KEY, 3)

@@ -2,6 +2,7 @@
 and the frontier.
 """
 
+import functools
 import itertools
 
 import equinox as eqx
@@ -106,19 +107,26 @@ class Table:
             mask = best[1]
 
 
-@pytest.fixture(scope="module")
-def tables():
-    return {name: Table(*case(name)) for name in NETWORKS}
+@functools.cache
+def table_of(name):
+    return Table(*case(name))
 
 
-@pytest.mark.parametrize("method", ["exact", "gmb", "gmbc", "bisect"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_rules_are_those_of_the_loops(name, method, tables):
+RULES = [
+    pytest.param(name, method, marks=() if fast else pytest.mark.slow)
+    for name in NETWORKS
+    for method in ("exact", "gmb", "gmbc", "bisect")
+    for fast in [name == "scalar" or (name, method) == ("classes", "gmbc")]
+]
+
+
+@pytest.mark.parametrize(("name", "method"), RULES)
+def test_the_rules_are_those_of_the_loops(name, method):
     """At every budget of the path: the choice is what it says, keeps the floor, and has
     the gain of a loop over networks.
     """
     net, x, y = case(name)
-    pick, table = fourier.select(net, x, y, 0.04, method), tables[name]
+    pick, table = fourier.select(net, x, y, 0.04, method), table_of(name)
     assert len({round(a, 6) for a in table.accuracy.values()}) > 5
     path, expected = pick.path, []
     budgets = [float(b) for b in path.budget]
@@ -256,7 +264,7 @@ def test_the_exact_selection_of_many_neurons_is_refused():
 
 
 @pytest.mark.slow
-def test_the_frontier_has_the_accuracies_of_its_networks(tables):
+def test_the_frontier_has_the_accuracies_of_its_networks():
     """Each copy is made by `stabilise`, and attacked and certified by itself."""
     net, x, y = case("scalar")
     test_x, test_y = data(1, n=60)
@@ -278,7 +286,7 @@ def test_the_frontier_has_the_accuracies_of_its_networks(tables):
     np.testing.assert_allclose(f.robust[0], f.robust[M + 1])  # the network itself, twice
     assert repr(f) == "Frontier(11 copies, 6 neurons, attacks of 1, 3 flips)"
     chosen = [tuple(map(bool, mask)) for mask in f.neurons[: M + 1]]
-    steps = [tables["scalar"].accuracy[mask] for mask in chosen]
+    steps = [table_of("scalar").accuracy[mask] for mask in chosen]
     np.testing.assert_allclose(f.validation[: M + 1], steps)
 
 
@@ -291,6 +299,7 @@ def test_a_network_that_cannot_be_certified_has_a_frontier():
     assert f.robust.shape == (6, 1)
 
 
+@pytest.mark.slow
 def test_certificates_may_be_left_out():
     net, x, y = case("scalar")
     f = fourier.frontier(net, x, y, x[:30], y[:30], (1,), 2, certificates=False)

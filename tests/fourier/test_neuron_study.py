@@ -7,7 +7,8 @@ import pytest
 from helpers import made_up
 from study_case import StudyCase, small_run
 
-from sgfbias.fourier.studies.neuron import POWERS, WAY, Config, paths
+from sgfbias.fourier.studies.neuron import POWERS, WAY, Config
+from sgfbias.fourier.studies.neuron.measure import paths
 
 SMALL = Config(neurons=40)
 

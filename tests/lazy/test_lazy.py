@@ -105,9 +105,11 @@ def test_arc_cosine_kernels():
         np.testing.assert_allclose(2 * product.mean(), arc_cosine_1(r), atol=error)
 
 
-def test_norms_outputs_and_pre_activations_follow_their_laws(problem):
-    """4000 draws at width 64, within 4 standard errors."""
-    count, width = 4000, 64
+@pytest.mark.parametrize(
+    ("count", "width"), [(1500, 16), pytest.param(4000, 64, marks=pytest.mark.slow)]
+)
+def test_norms_and_outputs_follow_their_laws(problem, count, width):
+    """Within 4 standard errors. The laws of one input are exact at every width."""
     x = problem.inputs[:2]
     norms, outputs = (np.asarray(v) for v in many(count, width, DEPTH, x))
     for layer in range(DEPTH):
@@ -116,13 +118,22 @@ def test_norms_outputs_and_pre_activations_follow_their_laws(problem):
         assert abs(squares.mean() - lazy.norm_variance(layer + 1, width)) < 4 * error
     wanted = lazy.output_covariance(x, DEPTH)
     np.testing.assert_allclose(np.diag(wanted), 1 - 1 / np.pi, rtol=1e-6)
-    for i, j in ((0, 0), (0, 1)):
+    for i, j in ((0, 0), (0, 1))[: 1 if width < 64 else 2]:
         products = outputs[:, i] * outputs[:, j]
         assert abs(products.mean() - wanted[i, j]) < 4 * products.std() / np.sqrt(count)
-    # Weights of half the variance miss the law by far.
-    squares = np.square(norms[:, 0] / 2 - 1)
-    assert squares.mean() - lazy.norm_variance(1, width) > 10 * squares.std() / np.sqrt(count)
-    # Pre-activations of a layer whose inputs have any norm.
+    # Read-outs of random signs would have the variance 1, and the law of weights of
+    # half the variance is missed by far at a width where it differs.
+    squares = np.square(outputs[:, 0])
+    assert 1 - squares.mean() > 4 * squares.std() / np.sqrt(count)
+    if width == 64:
+        squares = np.square(norms[:, 0] / 2 - 1)
+        missed = squares.mean() - lazy.norm_variance(1, width)
+        assert missed > 10 * squares.std() / np.sqrt(count)
+
+
+def test_pre_activations_near_zero_follow_their_law():
+    """Of inputs of any norm, within 4 standard errors."""
+    width = 64
     z = np.sqrt(2 / width) * 0.7 * np.random.default_rng(0).normal(size=10**5)
     for bound in (0.02, 0.2):
         p = float(lazy.near_zero_fraction(bound, width, norm=0.7))

@@ -5,6 +5,7 @@ must fail, and its prediction against a run of the linearised network.
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import made_up
 from study_case import StudyCase
 
@@ -105,6 +106,7 @@ class TestLazy(StudyCase):
         )
 
 
+@pytest.mark.slow
 def test_the_prediction_is_the_distance_of_the_linearised_network():
     """For the squared hinge loss, against a run of the linearised network itself."""
     problem = lazy.SeparatedSphere.sample(

@@ -9,7 +9,7 @@ from study_case import StudyCase
 
 import sgfbias as sgf
 from sgfbias import lazy
-from sgfbias.lazy.studies.lazy_to_rich import ALPHAS, Config, predicted_distance
+from sgfbias.lazy.studies.lazy_to_rich import ALPHAS, Config, Outputs, linearised
 
 SEEDS = 3
 RICH = np.asarray(ALPHAS)[:, None] < 1
@@ -73,14 +73,19 @@ class TestLazyToRich(StudyCase):
             "steps": 50 * noise,
         }
         dims = ("alpha", "seed")
+        straight = np.linspace(0, 2, 5)[:, None] * np.asarray([1, -1])
+        drawn = {
+            "outputs": (("alpha", "look", "example"), straight * (1 + 0.1 / alpha[..., None])),
+            "linear_outputs": (("look", "example"), straight),
+        }
         return made_up(
             Config(seeds=SEEDS),
-            {name: (dims, values) for name, values in rows.items()},
-            {"alpha": list(ALPHAS)},
+            {name: (dims, values) for name, values in rows.items()} | drawn,
+            {"alpha": list(ALPHAS), "look": [0, 1, 2, 4, 8]},
         )
 
 
-def test_the_predicted_distance_is_that_of_the_linearised_network():
+def test_the_prediction_is_the_training_of_the_linearised_network():
     """Against a run of the linearised and centred network itself."""
     problem = lazy.SeparatedSphere.sample(jax.random.key(0), n=6, d=5, separation=0.4)
     network = lazy.DeepReLU.init(jax.random.key(1), 5, width=8, depth=2)
@@ -91,11 +96,15 @@ def test_the_predicted_distance_is_that_of_the_linearised_network():
         model,
         problem,
         steps=400,
-        record=sgf.Record(times=0.3 * np.arange(401)),
+        record=sgf.Record({"outputs": Outputs(problem.inputs)}, times=0.3 * np.arange(401)),
         stop=0.4,
     )
     weights = run.networks.model.model.weights
     change = [now - then for now, then in zip(weights, network.weights, strict=True)]
     distance = np.sqrt(sum(np.sum(np.square(c)) for c in change))
     assert run.stop_time < 0.3 * 400
-    np.testing.assert_allclose(predicted_distance(kernel, problem, 0.3, 0.4), distance, rtol=1e-9)
+    found = linearised(kernel, problem, 0.3, 0.4)
+    np.testing.assert_allclose(found.distance, distance, rtol=1e-9)
+    last = len(found.outputs)
+    np.testing.assert_allclose(0.3 * (last - 1), run.stop_time, rtol=1e-9)
+    np.testing.assert_allclose(found.outputs, run["outputs"][:last], rtol=0, atol=1e-9)

@@ -35,7 +35,7 @@ def probe(network, problem):
 
 @pytest.fixture(scope="module")
 def runs(network, problem, probe):
-    record = sgf.Record(probe.observables, times=4)
+    record = sgf.Record(probe.observables, times=4, sums=probe.sums)
     algorithm = sgf.StochasticGradientDescent(0.3, 4)
     return sgf.simulate(algorithm, network, problem, keys=sgf.seeds(0, 2), steps=30, record=record)
 
@@ -111,6 +111,12 @@ def test_a_run_records_what_measure_finds(network, problem, runs, probe):
             np.testing.assert_allclose(
                 runs.final[name][seed], getattr(found, name), rtol=1e-8, atol=1e-12
             )
+    # A path is longer than the distance of its ends, and as long after one step.
+    assert runs["path_length"].shape == runs["distance"].shape
+    np.testing.assert_array_equal(runs.steps[:2], [0, 1])
+    path, distance = (np.asarray(runs[name]) for name in ("path_length", "distance"))
+    np.testing.assert_allclose(path[:, :2], distance[:, :2], rtol=1e-10)
+    assert np.all(path[:, 2:] > distance[:, 2:])
     # The floor under the gradient holds at every time, and is no identity.
     ratio = np.asarray(runs["gradient_ratio"])
     assert np.all(ratio >= 1)
@@ -140,7 +146,7 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("relu", "tanh") else pytest.param(n, marks=pytest.mark.slow) for n in ACTIVATIONS],
+    [n if n == "tanh" else pytest.param(n, marks=pytest.mark.slow) for n in ACTIVATIONS],
 )
 def test_kinks_are_found_where_they_are(name):
     activation, kinked = ACTIVATIONS[name]
@@ -150,6 +156,7 @@ def test_kinks_are_found_where_they_are(name):
     assert switches(model, x).kinked == ((0, 1) if kinked else ())
 
 
+@pytest.mark.slow
 def test_without_a_kink_there_are_no_flips(problem):
     model = eqx.nn.MLP(D, "scalar", 8, 1, activation=jnp.tanh, key=KEY)
     probe = lazy.Probe(model, problem)
@@ -236,6 +243,83 @@ def test_the_kernel_flow_of_several_outputs(problem):
         for method in ("auto", "products")
     ]
     np.testing.assert_allclose(*curves, rtol=0, atol=1e-7)
+
+
+class Recurrent(eqx.Module):
+    """A GRU in a scan, and a classifier of its last state."""
+
+    cell: eqx.nn.GRUCell
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.cell = eqx.nn.GRUCell(2, 3, key=key)
+        self.head = eqx.nn.Linear(3, 2, key=key)
+
+    def __call__(self, x):
+        h, _ = jax.lax.scan(lambda h, x: (self.cell(x, h), None), jnp.zeros(3, x.dtype), x)
+        return self.head(h)
+
+
+class Attention(eqx.Module):
+    """An attention block with a ReLU layer after it, and a mean over positions."""
+
+    attention: eqx.nn.MultiheadAttention
+    scale: jax.Array
+    inner: eqx.nn.Linear
+    head: eqx.nn.Linear
+
+    def __init__(self, key):
+        a, b, c = jax.random.split(key, 3)
+        self.attention = eqx.nn.MultiheadAttention(1, 2, key=a)
+        self.scale = jnp.asarray([0.5, 1.5])
+        self.inner, self.head = eqx.nn.Linear(2, 4, key=b), eqx.nn.Linear(4, 2, key=c)
+
+    def __call__(self, x):
+        h = (x + self.attention(x, x, x)) * self.scale
+        return self.head(jnp.mean(jax.nn.relu(jax.vmap(self.inner)(h)), axis=0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Recurrent, Attention])
+def test_models_of_sequences(kind):
+    """All quantities of a run, and the models made from it, against Jacobians."""
+    inputs = jax.random.normal(KEY, (5, 4, 2))
+    problem = sgf.Problem(inputs, jnp.arange(5) % 2, loss=sgf.SoftmaxCrossEntropyLoss())
+    model = kind(KEY)
+    probe = lazy.Probe(model, problem)
+    assert ("flips" in probe.observables) == (kind is Attention)
+    record = sgf.Record(probe.observables, times=2, sums=probe.sums)
+    run = sgf.simulate(sgf.GradientDescent(0.5), model, problem, steps=20, record=record)
+    found = lazy.measure(model, run.networks, problem)
+    kernels = [lazy.ntk(net, problem, method="jacobian").matrix for net in (model, run.networks)]
+    change = jnp.linalg.norm(kernels[1] - kernels[0]) / jnp.linalg.norm(kernels[0])
+    np.testing.assert_allclose(found.kernel_drift, change, rtol=1e-9)
+    parts = [eqx.filter(net, eqx.is_inexact_array) for net in (model, run.networks)]
+    flat = [jax.flatten_util.ravel_pytree(part)[0] for part in parts]
+    np.testing.assert_allclose(
+        jnp.linalg.norm(found.distance), jnp.linalg.norm(flat[1] - flat[0]), rtol=1e-10
+    )
+    for name in ("distance", "kernel_drift", "tangent_error"):
+        np.testing.assert_allclose(run.final[name], getattr(found, name), rtol=1e-8)
+    if kind is Attention:
+        # One layer has units that switch.
+        assert np.isfinite(found.flips).sum() == 1
+        before, after = (
+            jax.vmap(jax.vmap(net.inner))(
+                jax.vmap(lambda x, net=net: (x + net.attention(x, x, x)) * net.scale)(inputs)
+            )
+            > 0
+            for net in (model, run.networks)
+        )
+        share = float(found.flips[probe.layers.index("inner")])
+        np.testing.assert_allclose(share, np.mean(before != after), rtol=1e-12)
+    f0 = jax.vmap(model)(inputs)
+    curve = lazy.kernel_flow(lazy.ntk(model, problem), problem, f0, t1=1.0, times=2)
+    linear = sgf.simulate(
+        sgf.GradientDescent(1e-3), lazy.linearise(model), problem, steps=1000
+    ).networks
+    # Euler's method with the step size 1e-3.
+    np.testing.assert_allclose(jax.vmap(linear)(inputs), curve.outputs[-1], rtol=0, atol=1e-3)
 
 
 class Outputs(eqx.Module):

@@ -33,10 +33,17 @@ def rule(alpha):
     return sgf.GradientDescent(0.5 / alpha**2)
 
 
+def largest(before, after):
+    """The largest change of a weight."""
+    return jnp.max(jnp.abs(after.model.weights[0] - before.model.weights[0]))
+
+
 @pytest.fixture(scope="module")
 def found(problem):
     grid = {"alpha": [16.0, 64.0, 256.0]}
-    return lazy.scaling(make, grid, problem, rule, seeds=2, stop=0.4, steps=400)
+    return lazy.scaling(
+        make, grid, problem, rule, seeds=2, stop=0.4, steps=400, quantities={"largest": largest}
+    )
 
 
 def test_the_distance_falls_as_the_inverse_of_the_output_scale(found, problem):
@@ -47,6 +54,8 @@ def test_the_distance_falls_as_the_inverse_of_the_output_scale(found, problem):
     slope = found.slopes["distance"]
     assert slope.low < slope.value < slope.high
     assert abs(slope.value + 1) < 0.05
+    # So does a quantity of one's own that is proportional to it.
+    assert abs(found.slopes["largest"].value + 1) < 0.05
     assert found.lost == 0
     steps = found.quantities["steps"]
     assert np.all(np.ptp(steps, axis=0) <= 0.05 * steps.max(axis=0) + 1)
@@ -96,6 +105,16 @@ def test_runs_that_do_not_reach_the_loss_are_lost(problem):
         ({"a": [2.0, 1.0]}, {}, "a must have two values or more, in increasing order"),
         ({"a": [0.0, 1.0]}, {}, "`a` must be positive"),
         ({"a": [1.0, 2.0]}, {"seeds": 1}, "`seeds` must be a whole number >= 2"),
+        (
+            {"a": [1.0, 2.0]},
+            {"quantities": {"flips": largest}},
+            "'flips' in `quantities` is the name of a quantity that is there already",
+        ),
+        (
+            {"alpha": [16.0, 64.0]},
+            {"quantities": {"mine": lambda a, b: jnp.ones(2)}, "stop": 0.4},
+            r"'mine' in `quantities` must be a real number, but has shape \(2,\)",
+        ),
     ],
 )
 def test_refusals(grid, options, words, problem):

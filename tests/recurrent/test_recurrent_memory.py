@@ -10,6 +10,7 @@ import pytest
 
 import sgfbias as sgf
 from sgfbias import recurrent as rec
+from sgfbias.recurrent.lengths import padded_length
 
 KEY = jax.random.key(0)
 SQUARED = sgf.SquaredLoss(scale=0.5)
@@ -132,6 +133,36 @@ def test_the_loss_at_other_lengths():
     assert [growing.horizon(f) for f in (1.5, 10, 20)] == [6, 8, 10]
     lost = rec.Curve(np.asarray([6, 8]), np.asarray([1, np.nan]), np.ones(2), 6, 2)
     assert lost.horizon(100.0) == 6
+    nothing = rec.Curve(np.asarray([6, 8]), np.asarray([np.nan, 1]), np.ones(2), 6, 2)
+    assert nothing.horizon() == 6
+    assert [growing.horizon(level=v) for v in (0.5, 1.0, 5.0, 30.0)] == [0, 6, 8, 10]
+
+
+def test_several_lengths_share_a_program():
+    traced = []
+
+    class Cell(eqx.Module):
+        def __call__(self, x, hidden):
+            traced.append(x.shape)
+            return 0.5 * hidden + x
+
+    network = rec.Unroll(Cell(), initial=jnp.zeros(1))
+
+    def curve(*lengths, network=network):
+        return rec.extrapolate(
+            network, now, lengths=lengths, trained=64, keys=sgf.seeds(0, 300), loss=SQUARED
+        )
+
+    once = (curve(64), len(traced))[1]
+    found = curve(17, 20, 33, 63, 64)
+    assert len(traced) == once
+    curve(5, 16, 64)
+    assert len(traced) == 2 * once
+    # A network of which no state is known is compiled for every length.
+    plain = curve(17, 20, 33, 63, 64, network=lambda x: network(x))
+    np.testing.assert_allclose(found.loss, plain.loss, rtol=1e-12)
+    np.testing.assert_allclose(found.error, plain.error, rtol=1e-12)
+    assert [padded_length(n, 60) for n in (60, 16, 15, 6, 4, 1)] == [60, 60, 15, 15, 4, 1]
 
 
 def test_prefixes_are_one_program():
@@ -175,6 +206,7 @@ def test_what_does_not_fit_is_refused(gru):
     refused("the targets must have the shape", curve, task=lambda k, n: (now(k, n)[0], 0.0))
     refused("there must be an output and a target at every time", curve, prefixes=True)
     refused("`factor` must be at least 1", curve().horizon, 0.5)
+    refused("`level` must be positive", curve().horizon, level=0.0)
     refused("LSTMCell is a pair .* give initial=", rec.Unroll, eqx.nn.LSTMCell(1, 2, key=KEY))
     refused("is unknown, as the cell has no `hidden_size`", rec.Unroll, lambda x, h: h)
     refused("`cell` must be a module that can be called", rec.Unroll, None)

@@ -92,6 +92,54 @@ def test_the_derivative_at_a_nilpotent_transition():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
+def test_the_tail_can_be_differentiated_twice_and_in_both_modes():
+    def tail(a):
+        one = jnp.ones((1, 1))
+        return rec.tail(rec.LinearRNN(a * one, one, one), 0.0, 3)
+
+    # a^6 / (1 - a^2) has the derivatives a^5 (6 - 4 a^2) / (1 - a^2)^2, and so on.
+    def slope(a):
+        return a**5 * (6 - 4 * a**2) / (1 - a**2) ** 2
+
+    a = 0.8
+    np.testing.assert_allclose(jax.grad(tail)(a), slope(a), rtol=1e-12)
+    np.testing.assert_allclose(jax.jvp(tail, (a,), (1.0,))[1], slope(a), rtol=1e-12)
+    wanted = jax.grad(slope)(a)
+    np.testing.assert_allclose(jax.grad(jax.grad(tail))(a), wanted, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.hessian(tail))(a), wanted, rtol=1e-12)
+
+
+def test_an_infinite_tail_has_no_derivative():
+    def tail(network):
+        return rec.tail(network, 1.0, 5)
+
+    growing = rec.bad_interpolator(5, state=8, scale=1.1)
+    for network, words in (
+        (growing, "A has the eigenvalue .* of absolute value 1.1: .* tail"),
+        (rec.two_lag_interpolator(), "of absolute value 1: "),
+        (rec.LinearRNN([[1 - 1e-10]], [[1.0]], [[1.0]]), "close to 1 that .* take finitely many"),
+    ):
+        assert np.isinf(tail(network))
+        with pytest.raises(ValueError, match=f"the derivative of `tail` needs .*{words}"):
+            jax.grad(tail)(network)
+        # Where no value is known, nothing can be refused, and nothing is made up.
+        slopes = jax.tree.leaves(jax.jit(jax.grad(tail))(network))
+        assert all(np.all(np.isnan(leaf)) for leaf in slopes)
+    shrunk = of_radius(growing, 0.9)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), growing, shrunk)
+    slopes = jax.vmap(jax.grad(tail))(both)
+    assert np.all(np.isnan(slopes.A[0]))
+    np.testing.assert_allclose(slopes.A[1], jax.grad(tail)(shrunk).A, rtol=1e-10, atol=1e-14)
+    few = jax.grad(lambda n: rec.tail(n, 1.0, 5, 10))(growing)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(few))
+    # A seed that gets there is lost, and the others go on.
+    start = rec.LinearRNN([[0.5]], [[1.0]], [[1.0]])
+    wild = rec.LinearRNN([[0.99]], [[3.0]], [[3.0]])
+    risk = rec.PopulationRisk(1.0, 3, penalty=rec.TailPenalty(1.0, 3, 10.0))
+    runs = sgf.simulate(sgf.GradientDescent(0.02), sgf.Stacked([start, wild]), risk, steps=30)
+    assert runs.diverged.tolist() == [False, True]
+
+
 def test_transients_do_not_overflow():
     # A chain of 25 states with links of 1e5: powers reach 1e120 before they decay.
     d, c = 25, 1e5

@@ -57,8 +57,8 @@ POINTS = "1, accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class Config(SeededConfig):
-    """Detectors of 64 bits with one hidden layer of 16 units, trained on data in which
-    every bit tells a little, and then stabilised.
+    """Detectors with hidden layers of 16 units, trained on bits of which each tells a
+    little, and then stabilised.
     """
 
     seeds: Annotated[int, AtLeast(6)] = 8
@@ -71,6 +71,10 @@ class Config(SeededConfig):
     """Number of training steps with 32 examples each."""
     levels: Count = 16
     """Number of clipping levels of the frontier, which is drawn for one seed."""
+    bits: Annotated[int, Between(16, 512, closed=True)] = 64
+    """Number of bits of drawn data."""
+    layers: Annotated[int, Between(1, 4, closed=True)] = 1
+    """Number of hidden layers of the detectors; the first one is stabilised."""
     data: Path | None = None
     """A .npz file with bits X (n, d) and classes y (n,), or a file in libsvm's format,
     used instead of drawn data; None draws them.
@@ -83,6 +87,8 @@ class Config(SeededConfig):
 
 
 QUICK = Config(seeds=6, flips=6, levels=4)
+# As many bits and seeds as in the paper's data of PDF files, and two hidden layers.
+PAPER = Config(seeds=20, bits=135, layers=2, flips=12)
 
 
 def measure(config: Config, log: Log) -> Columns:
@@ -92,8 +98,12 @@ def measure(config: Config, log: Log) -> Columns:
     for seed in range(config.seeds):
         log(f"seed {seed}")
         own = seed_of(config.root_seed, seed)
-        data = draw_detector(own) if config.data is None else own_detector(config.data, own)
-        start = new_network(own, bits=data.train.inputs.shape[1])
+        data = (
+            draw_detector(own, bits=config.bits)
+            if config.data is None
+            else own_detector(config.data, own)
+        )
+        start = new_network(own, bits=data.train.inputs.shape[1], depth=config.layers)
         net = train(start, data.train, own, config.steps)
         pick = select(net, *data.validation, budget=config.budget)
         found = _networks(net, pick, data, own)

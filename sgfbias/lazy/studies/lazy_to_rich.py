@@ -5,12 +5,14 @@ kernel at the start predicts, and does it learn features where alpha is small?
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array
 
 from sgfbias import GradientDescent, Record, simulate
 from sgfbias.lazy import DeepReLU, SeparatedSphere, ntk, rescale
@@ -42,6 +44,7 @@ CHIZAT = source("chizat2019")
 ALPHAS = (0.125, 1.0, 4.0, 16.0, 64.0, 256.0)
 LAZY = 4.0  # from this scale on, training is called lazy
 MOST_STEPS, LOOKS = 4096, 400
+SHOWN = 4  # examples whose outputs are drawn
 QUANTITIES = {
     "distance": "parameter",
     "relative_distance": "1",
@@ -82,9 +85,18 @@ class Config(SeededConfig):
 QUICK = Config(seeds=3)
 
 
+class Outputs(eqx.Module):
+    """The outputs of a network on some examples."""
+
+    inputs: Array
+
+    def __call__(self, network: Any) -> Array:
+        return jax.vmap(network)(self.inputs)
+
+
 def measure(config: Config, log: Log) -> Columns:
-    """The quantities of every trained network at every scale, and the distance that the
-    kernel at the start predicts.
+    """The quantities of every trained network at every scale, and the distance and the
+    outputs that the kernel at the start predicts.
     """
     out = Columns(alpha=np.asarray(ALPHAS), seed=np.arange(config.seeds))
     problem = SeparatedSphere.sample(
@@ -96,12 +108,14 @@ def measure(config: Config, log: Log) -> Columns:
     )
     found = {name: np.full((len(ALPHAS), config.seeds), np.nan) for name in QUANTITIES}
     steps = np.full((len(ALPHAS), config.seeds), np.nan)
+    outputs = np.full((len(ALPHAS), LOOKS, SHOWN), np.nan)
+    record = Record({"outputs": Outputs(problem.inputs[:SHOWN])}, times=LOOKS)
     for s, key in enumerate(config.keys(0, config.seeds)):
         log(f"network {s + 1} of {config.seeds}")
         network = DeepReLU.init(
             key, config.inputs, width=config.width, depth=config.depth, dtype=jnp.float64
         )
-        distance = predicted_distance(
+        linear = linearised(
             np.asarray(ntk(network, problem).matrix),
             problem,
             config.step / config.width,
@@ -115,7 +129,7 @@ def measure(config: Config, log: Log) -> Columns:
                 problem,
                 steps=MOST_STEPS,
                 stop=config.loss,
-                record=Record(observables=(), times=LOOKS),
+                record=record,
             )
             reached = np.flatnonzero(np.asarray(run["loss"]) <= config.loss)
             if not reached.size:
@@ -126,29 +140,53 @@ def measure(config: Config, log: Log) -> Columns:
             found["relative_distance"][k, s] = np.mean(end.relative_distance)
             found["flips"][k, s] = np.nanmean(end.flips)
             found["kernel_drift"][k, s] = end.kernel_drift
-            found["predicted"][k, s] = distance / alpha
+            found["predicted"][k, s] = linear.distance / alpha
+            if s == 0:
+                rows = slice(0, int(reached[0]) + 1)
+                outputs[k, rows] = np.asarray(run["outputs"])[rows]
+        if s == 0:
+            looks = np.asarray(run.steps)
+            out.axes |= {"look": looks, "example": np.arange(SHOWN)}
+            straight = np.full((LOOKS, SHOWN), np.nan)
+            inside = looks < len(linear.outputs)
+            straight[inside] = linear.outputs[looks[inside], :SHOWN]
+            out.add("linear_outputs", ("look", "example"), straight, "output")
+    out.add("outputs", ("alpha", "look", "example"), outputs, "output")
     for name, units in QUANTITIES.items():
         out.add(name, ("alpha", "seed"), found[name], units)
     out.add("steps", ("alpha", "seed"), steps, "GD steps")
     return out
 
 
-def predicted_distance(
+class Linearised(NamedTuple):
+    """A linearised network that is trained to a loss.
+
+    - `outputs`: (steps + 1, n), after every step. They are the same at every alpha.
+    - `distance`: that of its weights from the start, at alpha = 1. At another alpha it
+      is this over alpha.
+    """
+
+    outputs: np.ndarray
+    distance: float
+
+
+def linearised(
     kernel: np.ndarray, problem: SeparatedSphere, rate: float, loss: float
-) -> float:
-    """The distance at alpha = 1 of the linearised network with these steps.
+) -> Linearised:
+    """The training of the linearised and centred network with these steps.
 
     Its outputs are `f = K a`, where a is the sum of `-rate l'(f) / n` over the steps,
-    and its distance is `sqrt(a^T K a)`. At another alpha it is this over alpha.
+    and its distance is `sqrt(a^T K a)`.
     """
     y, n = np.asarray(problem.targets), problem.n
-    a = np.zeros(n)
+    a, outputs = np.zeros(n), []
     for _ in range(MOST_STEPS):
-        margin = y * (kernel @ a)
+        outputs.append(kernel @ a)
+        margin = y * outputs[-1]
         if np.mean(np.logaddexp(0, -margin)) <= loss:
             break
         a += rate / n * y / (1 + np.exp(margin))
-    return float(np.sqrt(a @ kernel @ a))
+    return Linearised(np.stack(outputs), float(np.sqrt(a @ kernel @ a)))
 
 
 def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
@@ -231,9 +269,9 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
 
 def plot(ds: xr.Dataset, config: Config) -> Figure:
     """Draw the distance and its prediction, the switched units, and the change of the
-    kernel against the output scale.
+    kernel against the output scale, and the outputs of one network along its training.
     """
-    figure, (left, middle, right) = panels(columns=3)
+    figure, (left, middle, right, along) = panels(columns=2, rows=2)
     alpha = ds["alpha"].values
     left.plot(alpha, ds["distance"].values, "o", color=COLOURS["gd"])
     left.plot([], [], "o", color=COLOURS["gd"], label="gradient descent")
@@ -248,4 +286,20 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
         axes.plot(alpha, ds[name].values, "o", color=COLOURS["gd"], alpha=0.6)
         axes.plot(alpha, ds[name].values.mean(axis=1), color=COLOURS["gd"], label="mean")
         finish(axes, title=f"{title}, at the loss {config.loss:g}", x="output scale α", y=y)
+    for k, way in enumerate(np.linspace(0, 1, len(alpha))):
+        shade = (0.9 * (1 - way), 0.3, 0.9 * way)
+        curves = ds["outputs"].values[k]
+        along.plot(ds["look"], curves, color=shade, linewidth=1.2)
+        along.plot([], [], color=shade, label=f"α = {alpha[k]:g}")
+    along.plot(ds["look"], ds["linear_outputs"].values, "k--", linewidth=1)
+    along.plot([], [], "k--", label="linearised")
+    finish(
+        along,
+        title=f"Outputs of one network on {ds.sizes['example']} examples",
+        x="steps of gradient descent",
+        y="output",
+        x_scale="symlog",
+        y_scale="linear",
+        room=0.3,
+    )
     return figure

@@ -1,0 +1,153 @@
+"""A law of data from a user's own two classes: their means and their covariance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sgfbias.core.checks import as_float_array, as_numbers, check_finite
+from sgfbias.meanfield.data import AbstractData, Bins, Draw, Sample, checked_alpha
+from sgfbias.meanfield.error import upper_tail
+
+# The share of a class may differ from one half by this much.
+UNEQUAL = 0.05
+
+
+class FittedMixture(AbstractData):
+    """Two classes of a user's own, as normal clusters with their means and their pooled
+    covariance. `fit` makes it.
+
+    - `inputs`: (n, p), centred at the midpoint of the class means.
+    - `targets`: (n,), -1 or 1.
+    - `direction`: (p,), the vector v.
+    - `values`, `energies`: (p,), eigenvalues of Sigma, and squared entries of v along
+      its eigenvectors.
+    - `covariance`: (p, p), Sigma.
+    """
+
+    alpha: Array
+    inputs: Array
+    targets: Array
+    direction: Array
+    values: Array
+    energies: Array
+    covariance: Array
+
+    @property
+    def is_explicit(self):
+        return False
+
+    def bins(self):
+        count = self.values.shape[0]
+        return Bins(self.values, jnp.full(count, 1 / count), self.energies)
+
+    def draw(self, key, samples, dtype):
+        centres = jax.random.rademacher(key, (samples,), dtype=jnp.int32).astype(dtype)
+        return Draw(centres, centres)
+
+    def sample(self, key, d, dtype):
+        """The user's own data, whatever the key."""
+        n, p = self.inputs.shape
+        if d != p:
+            raise ValueError(
+                f"these data have {p} dimensions of their own, but d = {d} was asked for: leave "
+                "`d` out"
+            )
+        if abs(float(self.alpha) * p - n) > 1e-6 * n:
+            raise ValueError(
+                f"`alpha` was set to {float(self.alpha):g}, but these data have n/p = {n / p:g}: "
+                "finite runs need fit(X, y) without `alpha`"
+            )
+        arrays = (self.inputs, self.targets, self.direction, self.covariance)
+        return Sample(*(jnp.asarray(a).astype(dtype) for a in arrays))
+
+    def test_error(self, overlap, variance, readout):
+        if readout is not None:
+            raise ValueError("data of your own are known for the default readout only")
+        known = variance > 0
+        spread = jnp.sqrt(jnp.where(known, variance, 1))
+        return upper_tail(jnp.where(known, overlap / spread, 0))
+
+    def take(self, rows: Any) -> FittedMixture:
+        """The same law with some of the examples as its data, for runs on them; alpha
+        is theirs.
+        """
+        inputs, targets = self.inputs[rows], self.targets[rows]
+        alpha = jnp.asarray(inputs.shape[0] / inputs.shape[1], self.alpha.dtype)
+        return eqx.tree_at(
+            lambda law: (law.inputs, law.targets, law.alpha), self, (inputs, targets, alpha)
+        )
+
+    def isotropic(self) -> FittedMixture:
+        """The same law with an isotropic covariance of the same trace, as a control."""
+        count = self.values.shape[0]
+        mean = jnp.full(count, jnp.mean(self.values))
+        energy = jnp.full(count, jnp.mean(self.energies))
+        return eqx.tree_at(
+            lambda law: (law.values, law.energies, law.covariance),
+            self,
+            (mean, energy, jnp.diag(mean)),
+        )
+
+    def __repr__(self) -> str:
+        n, p = self.inputs.shape
+        return f"FittedMixture of {n} examples in {p} dimensions"
+
+
+def fit(X: Any, y: Any, *, alpha: Any = None) -> FittedMixture:
+    """The law of two normal clusters with the class means and the pooled covariance of
+    given data.
+
+    **Arguments:**
+
+    - `X`: (n, p), the inputs as the model sees them: standardise them first, and divide
+      by `sqrt(p)`. They are centred at the midpoint of the class means.
+    - `y`: (n,), labels -1 and 1, or 0 and 1.
+    - `alpha`: n / p of the runs to predict, if they have another number of examples.
+
+    **Returns:** a law of data for `solve` and `simulate`.
+
+    **Raises:** `ValueError` for arrays of other shapes, other labels, and classes of
+    unequal size, since the theory has clusters with equal chance.
+    """
+    with jax.enable_x64(True):
+        X = as_float_array(X, "X").astype(jnp.float64)
+        labels = as_numbers(y, "y")
+        if X.ndim != 2 or labels.shape != X.shape[:1]:
+            raise ValueError(
+                "`X` must have shape (n, p) and `y` shape (n,), but have shapes "
+                f"{X.shape} and {labels.shape}"
+            )
+        check_finite(X, "X")
+        found = set(np.unique(np.asarray(labels)).tolist())
+        if found not in ({-1, 1}, {0, 1}):
+            shown = ", ".join(f"{v:g}" for v in sorted(found)[:5])
+            raise ValueError(f"`y` must have the labels -1 and 1, or 0 and 1, but has {shown}")
+        labels = jnp.where(labels > 0, 1.0, -1.0)
+        n, p = X.shape
+        share = float(jnp.mean(labels > 0))
+        if abs(share - 0.5) > UNEQUAL:
+            raise ValueError(
+                "the theory is for two classes of equal size, but their shares are "
+                f"{1 - share:.1%} and {share:.1%}: take as many examples of each"
+            )
+        up, down = (jnp.mean(X, axis=0, where=(labels == s)[:, None]) for s in (1, -1))
+        centred = X - (up + down) / 2
+        direction = p * (up - down) / 2
+        rest = centred - labels[:, None] * (up - down) / 2
+        covariance = p * rest.T @ rest / n
+        values, vectors = jnp.linalg.eigh(covariance)
+        return FittedMixture(
+            checked_alpha(n / p if alpha is None else alpha),
+            centred,
+            labels,
+            direction,
+            jnp.maximum(values, 0),
+            jnp.square(vectors.T @ direction),
+            covariance,
+        )

@@ -1,0 +1,106 @@
+"""Whether a loss is smooth enough for the theory, which needs its second derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sgfbias.core.checks import is_concrete
+from sgfbias.core.loss import AbstractLoss
+
+REACH, POINTS = 6.0, 6001
+# A jump of a derivative that is larger than this share of its size is one.
+SHARE = 0.02
+
+
+def derivatives(
+    loss: AbstractLoss, readout: Any, r: Array, targets: Array
+) -> tuple[Array, Array, Array]:
+    """The losses at pre-activations (replicas, samples), and their first and second
+    derivatives.
+    """
+
+    def value(row: Array) -> Array:
+        return loss(row if readout is None else jax.vmap(readout)(row), targets)
+
+    def slope(row: Array) -> Array:
+        return jax.jvp(value, (row,), (jnp.ones_like(row),))[1]
+
+    def all_three(row: Array) -> tuple[Array, Array, Array]:
+        slopes, curvatures = jax.jvp(slope, (row,), (jnp.ones_like(row),))
+        return value(row), slopes, curvatures
+
+    return jax.vmap(all_three)(r)
+
+
+def has_corner(loss: AbstractLoss, readout: Any, targets: np.ndarray) -> bool:
+    """Whether the second derivative of the loss jumps, so that derivatives of averages
+    over examples have a part that automatic differentiation does not see.
+
+    A derivative jumps where its change between two points is not the integral of the
+    next one.
+
+    **Raises:** `ValueError` if the first derivative jumps, and if a derivative is not
+    finite.
+    """
+    if not is_concrete(loss):
+        return False
+    # No point of the grid is a corner at a simple number.
+    r = np.linspace(-REACH, REACH, POINTS) + 0.000_271_8
+    grid, targets = np.tile(r, targets.size), np.repeat(targets, r.size)
+    found = _three(loss, readout, jnp.asarray(grid), jnp.asarray(targets))
+    slopes, curvatures, third = (np.asarray(v, np.float64).reshape(-1, r.size) for v in found)
+    finite = np.isfinite(slopes) & np.isfinite(curvatures)
+    if not finite.all():
+        first = int(np.argmin(finite.ravel()))
+        raise ValueError(
+            f"the loss {type(loss).__name__} has no finite second derivative at the "
+            f"pre-activation {grid[first]:.2g} and the target {targets[first]:.2g}, which the "
+            "theory needs: use a loss that is smooth there, such as LogisticLoss()"
+        )
+    if any(map(_jumps, slopes, curvatures)):
+        raise ValueError(
+            f"the first derivative of {type(loss).__name__} jumps, so that it has no second "
+            "derivative, which the theory needs: use SquaredHingeLoss() in place of a hinge, "
+            "or another smooth loss"
+        )
+    return any(map(_jumps, curvatures, third))
+
+
+@eqx.filter_jit
+def _three(loss: AbstractLoss, readout: Any, r: Array, targets: Array) -> Any:
+    """The first three derivatives of the loss in the pre-activations (points,)."""
+
+    def second(row: Array) -> Array:
+        return derivatives(loss, readout, row[None], targets)[2][0]
+
+    _, slopes, curvatures = derivatives(loss, readout, r[None], targets)
+    return slopes[0], curvatures[0], jax.jvp(second, (r,), (jnp.ones_like(r),))[1]
+
+
+def _jumps(values: np.ndarray, derivative: np.ndarray) -> bool:
+    """Whether values on the grid change by more than their derivative's integral."""
+    width = 2 * REACH / (POINTS - 1)
+    change = np.diff(values)
+    smooth = width * (derivative[1:] + derivative[:-1]) / 2
+    return bool(np.max(np.abs(change - smooth)) > SHARE * max(1e-12, np.ptp(values)))
+
+
+@jax.custom_jvp
+def no_derivative(curvature: Array) -> Array:
+    """The same numbers, whose derivatives are refused."""
+    return curvature
+
+
+@no_derivative.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+        "the second derivative of this loss jumps, so that derivatives of the theory would lose "
+        "the part at the jump: use a smooth loss, such as LogisticLoss() or a hinge that is "
+        "smoothed by softplus, or take differences of two solutions"
+    )

@@ -1,0 +1,1 @@
+"""The studies of this system: every module that binds `Config` is one."""

@@ -1,0 +1,57 @@
+"""Arrays in a user's own .npz files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+def load_arrays(
+    path: str | Path, needed: Mapping[str, str], optional: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays in a .npz file. Nothing in the file is executed.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `needed`: the names of arrays that it must hold, each with its shape in words,
+      such as {"X": "(n, d)", "y": "(n,)"}.
+    - `optional`: those that it may hold besides.
+
+    **Returns:** the arrays by name.
+
+    **Raises:** `ValueError` that says what is wrong with the file, and what was
+    expected.
+    """
+    path, optional = Path(path), optional or {}
+    make = f"make it by numpy.savez(path, {', '.join(f'{name}={name}' for name in needed)})"
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; expected a .npz file: {make}")
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} holds a single array instead of named ones; {make}")
+        with archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable .npz file ({error}); {make}") from error
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            raise ValueError(
+                f"{path} is not a .npz file of plain numbers (it would need unpickling, which is "
+                f"refused); {make} from numeric arrays"
+            ) from error
+        raise
+    missing, unknown = set(needed) - set(arrays), set(arrays) - set(needed) - set(optional)
+    if missing or unknown:
+        wanted = " and ".join(f"{name} {shape}" for name, shape in needed.items())
+        more = "".join(f", and optionally {name} {shape}" for name, shape in optional.items())
+        raise ValueError(
+            f"{path} must hold {wanted}{more}, but holds "
+            + (", ".join(sorted(arrays)) or "nothing")
+            + (f"; missing: {', '.join(sorted(missing))}" if missing else "")
+        )
+    return arrays

@@ -1,0 +1,123 @@
+"""What the system refuses, and what it says."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import sgfbias as sgf
+from sgfbias import meanfield as mf
+from sgfbias.meanfield.solution import check_size
+
+KEY = jax.random.key(0)
+MIXTURE = mf.GaussianMixture(2.0)
+RULE = mf.MaskedDescent(0.1)
+LOGISTIC = sgf.LogisticLoss()
+
+
+def refused(words):
+    return pytest.raises(ValueError, match=words)
+
+
+def test_data_outside_their_ranges():
+    with refused("`alpha` is the number of examples per dimension.* but is -1"):
+        mf.GaussianMixture(-1.0)
+    with refused("`spectrum` must have no negative entry.* but has -0.5"):
+        mf.GaussianMixture(1.0, spectrum=[1.0, -0.5])
+    with refused("there are 2 for 3 eigenvalues"):
+        mf.GaussianMixture(1.0, spectrum=[1.0, 2.0, 3.0], mean_energy=[1.0, 1.0])
+    with refused("`clusters` must be 2 or 3, but is 4"):
+        mf.GaussianMixture(1.0, clusters=4)
+    with refused("`label_noise` must be non-negative"):
+        mf.LinearTeacher(1.0, label_noise=-1.0)
+
+
+def test_rules_outside_their_ranges():
+    with refused("`step_size` must be positive"):
+        mf.MaskedDescent(0.0)
+    with refused(r"`mask` must be BernoulliMask\(fraction\)"):
+        mf.MaskedDescent(0.1, 0.3)
+    with refused("on the sphere the norm of w is fixed"):
+        mf.MaskedDescent(0.1, ridge=0.1, sphere=True)
+    with refused("`variance` must be non-negative"):
+        mf.Start(variance=-1.0)
+    with refused(r"at least max\(1, \(1 - fraction\)/fraction\) = 2.33333"):
+        mf.MaskedDescent(0.1, sgf.PersistentMask(0.3, persistence=2.0))
+    with refused("`fraction` must be above 0 and at most 1"):
+        mf.MaskedDescent(0.1, sgf.BernoulliMask(1.5))
+
+
+def solved(data=MIXTURE, loss=LOGISTIC, rule=RULE, **options):
+    return mf.solve(data, loss, rule, **{"steps": 2, "keys": KEY, "samples": 8, **options})
+
+
+def test_parts_that_do_not_fit():
+    with refused("`data` must be a law of data, such as GaussianMixture"):
+        solved(data=jnp.ones((3, 2)))
+    with refused(r"the order is \(data, loss, rule\)"):
+        solved(rule=LOGISTIC)
+    with refused("`start` must be a Start"):
+        solved(start=0.1)
+    with refused("on the sphere w cannot start at 0"):
+        solved(rule=mf.MaskedDescent(0.1, sphere=True))
+    with refused("RandomLabels have no direction, so the overlap of the start must be 0"):
+        solved(data=mf.RandomLabels(1.0), start=mf.Start(overlap=0.5))
+    with refused("LogisticLoss needs labels -1 and 1"):
+        solved(data=mf.LinearTeacher(1.0))
+    with refused("`dtype` must be 'float32' or 'float64', but is 'float16'"):
+        solved(dtype="float16")
+    with refused("`replicas` must be a whole number"):
+        solved(replicas=3)
+
+
+def test_losses_that_are_not_smooth():
+    with refused("the first derivative of .* jumps, .* use SquaredHingeLoss"):
+        solved(loss=lambda f, y: jnp.maximum(1 - y * f, 0))
+    with refused("has no finite second derivative at the pre-activation"):
+        solved(loss=lambda f, y: jnp.log(f))
+
+
+def test_derivatives_at_a_corner_of_the_curvature():
+    def final(eta):
+        rule = mf.MaskedDescent(eta)
+        return solved(loss=sgf.SquaredHingeLoss(1.0), rule=rule).overlap[-1]
+
+    with refused("the second derivative of this loss jumps"):
+        jax.grad(final)(0.1)
+
+
+def test_runs_that_are_too_large_say_what_fits():
+    with refused("1000 steps of 6,000 samples need 11.* GiB: write memory="):
+        check_size(1000, 6000, 1, None, 4)
+    check_size(1000, 6000, 1, 200, 4)
+    check_size(500, 100_000, 1, None, 4)
+
+
+def test_simulations_need_a_dimension():
+    with refused("`d`, the number of dimensions, is needed"):
+        mf.simulate(MIXTURE, LOGISTIC, RULE, steps=2, keys=KEY)
+    with refused("alpha = 2.5 and d = 5 give 12.5"):
+        mf.simulate(mf.GaussianMixture(2.5), LOGISTIC, RULE, steps=2, keys=KEY, d=5)
+    two = mf.GaussianMixture(2.0, spectrum=[1.0, 2.0])
+    with refused("d must be a multiple of the number of eigenvalues, 2"):
+        mf.simulate(two, LOGISTIC, RULE, steps=2, keys=KEY, d=5)
+
+
+def test_reports_need_noise_and_plain_steps():
+    problem = sgf.Problem(jnp.ones((4, 2)), jnp.ones(4))
+    model = lambda x: x[0]  # noqa: E731
+
+    def report(dynamics, **options):
+        options = {"keys": sgf.seeds(0, 2), "steps": 10, "waiting": 2, **options}
+        return mf.noise_report(dynamics, model, problem, **options)
+
+    sgd = sgf.StochasticGradientDescent(0.1)
+    with refused("GradientDescent has no noise to report"):
+        report(sgf.GradientDescent(0.1))
+    with refused("leave out the momentum"):
+        report(sgf.StochasticGradientDescent(0.1, momentum=0.9))
+    with refused("must be a discrete algorithm with a constant step size"):
+        report(sgf.GradientFlow())
+    with refused("needs two keys or more"):
+        report(sgd, keys=KEY)
+    with refused("`waiting` must leave four steps or more, but is 8 of 10"):
+        report(sgd, waiting=8)

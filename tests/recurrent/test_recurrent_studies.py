@@ -1,0 +1,278 @@
+"""The studies `recurrent-memory`, `recurrent-cells` and `recurrent-cure`: made-up data
+on which every claim holds, and changes after which each must fail.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import made_up
+from study_case import StudyCase
+
+from sgfbias.recurrent.studies import cells, cure, memory
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = 8
+TIMES = np.geomspace(10, 2e4, 16)
+NOISE = np.exp(0.05 * np.random.default_rng(0).normal(size=SEEDS))
+
+
+class TestMemory(StudyCase):
+    study = "recurrent-memory"
+    small = "--seeds 4 --state 5 --time 500"
+    mutations = {
+        "an error that falls below": (
+            "tail",
+            lambda v: np.where(np.arange(4)[:, None, None] == 1, v * 10 / TIMES, v),
+            "the error at later lags rests",
+        ),
+        "an error that rests": (
+            "tail",
+            lambda v: v[:, :, :1] + 0 * v,
+            "From the length 5 on the error at later lags falls",
+        ),
+        "a small step": (
+            "tail",
+            lambda v: np.where(np.arange(4)[:, None, None] < 2, 1e-4 * v, v),
+            "One more step of training",
+        ),
+        "a loss that stays": ("loss", lambda v: v + 1e-5, "fits the sequences of training"),
+        "a Gaussian start whose error falls": (
+            "free_tail",
+            lambda v: v / TIMES,
+            "from a Gaussian start the error rests",
+        ),
+        "a Gaussian start that does not fit": (
+            "free_loss",
+            lambda v: v + 1e-12,
+            "from a Gaussian start the error rests",
+        ),
+        "a negative weight that is fitted": (
+            "negative_loss",
+            lambda v: 0.5 * v,
+            "a teacher with a negative weight",
+        ),
+    }
+
+    @classmethod
+    def make(cls):
+        rows = {
+            "tail": (
+                ("length", "seed", "time"),
+                np.asarray([0.04, 0.006, 2e-3, 1e-3])[:, None, None]
+                * NOISE[:, None]
+                * np.where(np.arange(4)[:, None, None] < 2, 1.0, 10 / TIMES),
+            ),
+            "loss": (("length", "seed"), np.full((4, SEEDS), 1e-9)),
+            "error": (("length", "lag"), 0.5 ** np.arange(20) * np.ones((4, 1))),
+            "free_tail": (("seed", "time"), 2e-3 * NOISE[:, None] + 0 * TIMES),
+            "free_loss": (("seed",), np.full(SEEDS, 1e-30)),
+            "negative_loss": (("seed",), 0.1 * (1 + 0.01 * NOISE)),
+            "negative_least": ((), np.asarray(0.1)),
+        }
+        axes = {"length": list(memory.LENGTHS), "time": TIMES}
+        return made_up(memory.Config(seeds=SEEDS), rows, axes)
+
+
+def test_the_least_loss_of_positive_measures():
+    # Moments of a positive measure are reached; h_0 = -1 costs 1/2 at least.
+    grid = np.asarray([0.75, -0.45]) ** np.arange(5)[:, None]
+    assert memory.least_loss(grid @ [0.3, 0.7]) < 1e-12
+    np.testing.assert_allclose(memory.least_loss(np.asarray([-1.0, 0, 0, 0, 0])), 0.5)
+
+
+PENALTY = np.arange(3)[:, None, None, None] == 2
+
+
+class TestCells(StudyCase):
+    study = "recurrent-cells"
+    small = "--seeds 2 --length 6 --hidden 4 --steps 10 --tests 32"
+    # At the test size nothing is trained, so that no claim could hold.
+    draws = ()
+    mutations = {
+        "a cell that holds": (
+            "horizon",
+            lambda v: v * 0 + 96,
+            "holds to that length only",
+        ),
+        "a cell without fault": (
+            "loss",
+            lambda v: v * 0 + 0.01,
+            "holds to that length only",
+        ),
+        "no use of mixing": (
+            "loss",
+            lambda v: v[:, :1] + 0 * v,
+            "Mixed lengths up to the same one move that length",
+        ),
+        "no use of mixing in adding": (
+            "loss",
+            lambda v: v[:, :1] + 0 * v,
+            "lower the loss of adding",
+        ),
+        "a sine that is lost": (
+            "loss",
+            lambda v: v * np.asarray([1, 1, 1, 9]),
+            "A noisy sine is followed",
+        ),
+        "a penalty that does nothing": (
+            "linear_loss",
+            lambda v: np.where(PENALTY, v[:1], v),
+            "A penalty on the tail makes a linear network hold",
+        ),
+        "one loss for all starts": (
+            "linear_loss",
+            lambda v: v[:, -1:] + 0 * v,
+            "errs the more on long sequences the larger its start",
+        ),
+        "another closed form": (
+            "linear_predicted",
+            lambda v: 2 * v,
+            "The closed form of the error",
+        ),
+        "mixing that does the same": (
+            "linear_loss",
+            lambda v: np.where(np.arange(3)[:, None, None, None] == 1, v[2:], v),
+            "mixed lengths up to that of training do much less",
+        ),
+        "a lag that is guessed": ("lagged_loss", lambda v: 0.5 * v, "needs a lag beyond"),
+    }
+    refusals = [({"length": 7}, "length must be even, but is 7")]
+
+    @classmethod
+    def make(cls):
+        length = np.asarray([12, 24, 48, 96])
+        loss = np.full((3, 2, SEEDS, 4), 1e-3)
+        loss[:2, 0] = [1e-3, 0.8, 3.0, 5.0]
+        loss[:2, 1] = [1e-3, 2e-3, 0.01, 0.2]
+        linear = np.full((3, 2, SEEDS, 4), 1e-10)
+        linear[:2, 1] = [1e-10, 1e-2, 2e-2, 2e-2]
+        linear[:2, 0] *= 10
+        rows = {
+            "loss": (("task", "arm", "seed", "length"), loss * NOISE[:, None]),
+            "horizon": (
+                ("task", "arm", "seed"),
+                np.asarray([[12, 48], [12, 48], [96, 96]])[..., None] + np.zeros(SEEDS),
+            ),
+            "gain": (("task", "arm", "lag"), np.zeros((3, 2, 96))),
+            "lagged_loss": (("seed",), NOISE),
+            "linear_loss": (("linear", "radius", "seed", "length"), linear * NOISE[:, None]),
+            "linear_predicted": (("linear", "radius", "seed"), linear[..., -1] * NOISE),
+        }
+        axes = {
+            "task": ["copy", "adding", "sine"],
+            "arm": list(cells.ARMS),
+            "linear": list(cells.LINEAR),
+            "radius": list(cells.RADII),
+            "length": length,
+        }
+        return made_up(cells.Config(seeds=SEEDS), rows, axes)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_ones_own_cell_and_sequences(tmp_path):
+    random = np.random.default_rng(0)
+    wave = np.sin(0.3 * np.arange(400)) + 0.1 * random.normal(size=400)
+    (tmp_path / "series.csv").write_text("a\n" + "\n".join(f"{v:.6f}" for v in wave) + "\n")
+    (tmp_path / "mine.py").write_text(
+        "import equinox as eqx, jax, jax.numpy as jnp\n"
+        "class Cell(eqx.Module):\n"
+        "    A: jax.Array\n"
+        "    B: jax.Array\n"
+        "    def __call__(self, x, state):\n"
+        "        return jnp.tanh(self.A @ state + self.B @ x)\n"
+        "def make(inputs, hidden, key):\n"
+        "    a, b = jax.random.split(key)\n"
+        "    return Cell(jax.random.normal(a, (hidden, hidden)) / hidden,\n"
+        "                jax.random.normal(b, (hidden, inputs)))\n"
+    )
+    sizes = {"seeds": 2, "length": 6, "hidden": 4, "steps": 20, "tests": 32, "cell": "mine:make"}
+    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+
+    def run(*more):
+        command = [sys.executable, "-m", "sgfbias", "run", "recurrent-cells", *options, *more]
+        return subprocess.run(
+            [*command, "--out", str(tmp_path / "out"), "--overwrite"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        )
+
+    done = run("--data", "series.csv")
+    assert done.returncode == 0, done.stderr
+    assert "On sequences of one's own" in done.stdout
+    assert (tmp_path / "out" / "study.png").exists()
+    lost = run("--cell", "mine:none")
+    assert lost.returncode == 2
+    assert "cell must be gru, lstm, or MODULE:FUNCTION" in lost.stderr
+
+
+def test_a_file_that_is_too_short_is_refused(tmp_path):
+    from sgfbias.recurrent.studies.cells.measure import tasks_of
+
+    path = tmp_path / "short.npz"
+    np.savez(path, X=np.ones((9, 5, 1)), y=np.ones((9, 1)))
+    with pytest.raises(ValueError, match="has only 5 steps on one side, fewer than length = 12"):
+        tasks_of(cells.Config(data=path))
+
+
+class TestCure(StudyCase):
+    study = "recurrent-cure"
+    small = "--seeds 4 --state 5 --steps 200"
+    draws = (0, 1)
+    mutations = {
+        "a tail that stays": (
+            "tail",
+            lambda v: v[:, :1] + 0 * v,
+            "A penalty on the tail makes the network extrapolate",
+        ),
+        "a loss that stays": (
+            "loss",
+            lambda v: v + 1e-5,
+            "fits the sequences of training",
+        ),
+        "a run that is lost": (
+            "loss",
+            lambda v: np.where(np.arange(SEEDS) == 0, np.nan, v),
+            "fits the sequences of training",
+        ),
+        "one tail for both weights": (
+            "tail",
+            lambda v: np.where(np.arange(4)[:, None] == 1, v[:, 2:3], v),
+            "A stronger penalty leaves a smaller tail",
+        ),
+        "decay without use": (
+            "tail",
+            lambda v: np.where(np.arange(4)[:, None] == 3, v[:, :1], v),
+            "Weight decay of the transition does the same",
+        ),
+        "small tails": (
+            "tail",
+            lambda v: 1e-4 * v,
+            "without the penalty the network fits and does not extrapolate",
+        ),
+        "decay that keeps memory": (
+            "loss",
+            lambda v: v[:, :1] + 0 * v,
+            "weight decay does not do the same for a teacher with memory",
+        ),
+    }
+
+    @classmethod
+    def make(cls):
+        tails = np.asarray([[0.1, 1e-5, 1e-6, 1e-5], [0.1, 1e-3, 1e-4, 1e-2]])[..., None]
+        losses = np.asarray([[1e-20, 1e-9, 1e-8, 1e-9], [1e-20, 1e-9, 1e-8, 1e-4]])[..., None]
+        radius = np.asarray([0.95, 0.9, 0.85, 0.8])[:, None] + np.zeros((2, 4, SEEDS))
+        dims = ("teacher", "arm", "seed")
+        rows = {
+            "tail": (dims, tails * NOISE),
+            "loss": (dims, losses * NOISE),
+            "radius": (dims, radius),
+        }
+        axes = {"teacher": list(cure.TEACHERS), "arm": list(cure.ARMS)}
+        return made_up(cure.Config(seeds=SEEDS), rows, axes)
