@@ -4,6 +4,7 @@ which each must fail.
 
 import jax
 import numpy as np
+import pytest
 from helpers import made_up
 from study_case import StudyCase
 
@@ -85,6 +86,7 @@ class TestLazyToRich(StudyCase):
         )
 
 
+@pytest.mark.slow
 def test_the_prediction_is_the_training_of_the_linearised_network():
     """Against a run of the linearised and centred network itself."""
     problem = lazy.SeparatedSphere.sample(jax.random.key(0), n=6, d=5, separation=0.4)
