@@ -90,7 +90,7 @@ def _torch(inputs: Any, targets: Any, long_input: Any) -> dict[str, Callable[[],
             loss = 0.5 * torch.mean((readout(cell(x)[1][0]) - y) ** 2)
             loss.backward()
             adam.step()
-        return float(loss)
+        return float(loss.detach())
 
     def jacobians() -> Any:
         torch.manual_seed(0)

@@ -23,6 +23,7 @@ NOISE = np.exp(0.05 * np.random.default_rng(0).normal(size=SEEDS))
 class TestMemory(StudyCase):
     study = "recurrent-memory"
     small = "--seeds 4 --state 5 --time 500"
+    draws = (0, 1)  # a draw takes 30 CPU seconds
     mutations = {
         "an error that falls below": (
             "tail",
@@ -90,8 +91,7 @@ PENALTY = np.arange(3)[:, None, None, None] == 2
 class TestCells(StudyCase):
     study = "recurrent-cells"
     small = "--seeds 2 --length 6 --hidden 8 --steps 10 --tests 32"
-    # At the test size nothing is trained, so that no claim could hold.
-    draws = ()
+    draws = (1, 2)  # a draw takes 40 CPU seconds
     mutations = {
         "a cell that holds": (
             "horizon",

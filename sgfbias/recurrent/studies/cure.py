@@ -34,7 +34,7 @@ from sgfbias.study.statistics import log_ratio, span
 
 NAME = "recurrent-cure"
 PRECISION = "float64"
-SECONDS = 30
+SECONDS = 100
 REFERENCES = {"cohenkarlik2022": "networks that fit short sequences and fail on longer ones"}
 COHEN = source("cohenkarlik2022")
 DERIVED = "derived here"

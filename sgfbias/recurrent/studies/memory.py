@@ -32,7 +32,7 @@ from sgfbias.study.statistics import arrow, listed, log_slope, median, span
 
 NAME = "recurrent-memory"
 PRECISION = "float64"
-SECONDS = 60
+SECONDS = 90
 REFERENCES = {
     "cohenkarlik2022": "extrapolation of linear recurrent networks beyond their training",
     "cohenkarlik2023": "teachers with memory",

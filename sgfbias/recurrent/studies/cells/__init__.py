@@ -12,7 +12,7 @@ from sgfbias.study import AtLeast, Between, Count, Positive, SeededConfig
 
 NAME = "recurrent-cells"
 PRECISION = "float32"
-SECONDS = 120
+SECONDS = 150
 REFERENCES = {"cohenkarlik2022": "networks that fit short sequences and fail on longer ones"}
 ARMS = ("one length", "mixed lengths")
 LINEAR = ("one length", "mixed lengths", "tail penalty")

@@ -187,6 +187,7 @@ def _own(ds: xr.Dataset, config: Config) -> Claim:
         tolerance="medians over networks",
         holds=np.median(mixed) >= np.median(one),
         must_hold=False,
+        main=True,
     )
 
 
