@@ -139,8 +139,10 @@ for name, conditioner in (("gradient flow", margin.Identity()), ("AdaGrad", marg
     print(f"\n{name}, {ends[name].reason()}\n{margin.which(ends[name])}")
 
 # %% [markdown]
-# Gradient flow obeys $\ell_2$, and AdaGrad the metric of its own conditioner, as theory
-# predicts. `land` goes on to a KKT point of the $\ell_2$ problem below each run. Its
+# The gap of gradient flow goes to zero in $\ell_2$ (its own metric is the same), and
+# that of AdaGrad in the metric of its own conditioner only, as theory predicts. Gaps of
+# networks close slowly. `land` goes on to a KKT point of the $\ell_2$ problem below
+# each run. Its
 # certificate has multipliers that anyone can check: $w = J^\top \lambda$, $\lambda \ge
 # 0$, and $\lambda_i > 0$ only where the margin is the least.
 

@@ -90,9 +90,10 @@ def crossover(G: Any, *, n: int, eps: float, forgets: float = 1.0) -> float:
 
         nu_x = log(max_i |G_i| s) - log n - log(eps) / 2.
 
-    The average follows at the rate 1 / (A s) per unit of nu, and eps begins to matter
-    before it is reached. For A up to 0.4 the formula is right within 0.1; at A = 1.1
-    the crossover was 0.15 earlier.
+    Near the crossover eps slows the fall of the loss, so that the average lags less
+    than by s. The formula neglects that, and the crossover is earlier by up to log s:
+    on one data set in two dimensions by 0.03 at A = 0.37, on another in six by 0.06,
+    0.10 and 0.16 at A = 0.16, 0.26 and 0.39.
 
     **Arguments:**
 

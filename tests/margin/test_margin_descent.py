@@ -34,8 +34,9 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("name", ["adam", pytest.param("adam eps", marks=pytest.mark.slow),
-    pytest.param("adam eps 1e-3", marks=pytest.mark.slow), "rmsprop", "sign"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["adam", *(pytest.param(name, marks=pytest.mark.slow) for name in list(TWINS)[1:])]
+)
 def test_twins_of_optax(name):
     """Agreement up to rounding after 3,000 iterations, with the exponential loss."""
     rule, transformation = TWINS[name]
@@ -90,18 +91,19 @@ def test_it_goes_on_below_the_range_of_floats():
 
 @pytest.mark.slow
 def test_loss_scaled_adagrad_goes_to_its_closed_form():
-    """With small steps it is Euler's method for the flow, whose limit is known."""
+    """It is Euler's method for the flow, whose limit is known; the error is that of the
+    first steps, of which V takes in a squared gradient each.
+    """
     x = np.array([0.8, 0.3])
     one = sgf.Problem(jnp.asarray(x)[None], jnp.ones(1), loss=margin.ExponentialLoss())
     limit = margin.adagrad_limit(x, np.zeros(2), eps=1e-3)
     errors = []
     for width in (0.02, 0.01):
         descent = margin.MarginDescent(margin.AdaGrad(1e-3), width)
-        fixed = eqx.tree_at(lambda d: d.step_size, descent, jnp.asarray(width))
-        run = sgf.simulate(fixed, margin.Linear(jnp.zeros(2)), one, steps=60)
+        run = sgf.simulate(descent, margin.Linear(jnp.zeros(2)), one, steps=60)
         h = np.asarray(run.final["conditioner"])
         errors.append(abs(h[0] / h[1] / (limit.conditioner[0] / limit.conditioner[1]) - 1))
-    assert errors[1] < errors[0] < 0.1
+    assert max(errors) < 0.01
 
 
 @pytest.mark.slow

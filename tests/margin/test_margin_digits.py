@@ -27,7 +27,7 @@ class TestMarginDigits(StudyCase):
         "a margin that falls": ("margin_l2", lambda v: v[:, ::-1], "margin rises all the way"),
         "a gap that stays": ("gap_l2", lambda v: v * 0 + 0.1, "turns towards a KKT point"),
         "a gap in l_inf that closes": ("gap_linf", lambda v: v / NUS, "not turn towards l_inf"),
-        "a solver that gets there": ("end_slid", lambda v: v * 0 + 30, "does not get there"),
+        "a solver that gets there": ("end_slid", lambda v: v * 0 + 30, "does not reach nu"),
     }
 
     @classmethod
