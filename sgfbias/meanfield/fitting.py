@@ -13,6 +13,7 @@ from jaxtyping import Array
 from sgfbias.core.checks import as_float_array, as_numbers, check_finite
 from sgfbias.meanfield.data import AbstractData, Bins, Draw, Sample, checked_alpha
 from sgfbias.meanfield.error import upper_tail
+from sgfbias.meanfield.precision import returned
 
 # The share of a class may differ from one half by this much.
 UNEQUAL = 0.05
@@ -142,7 +143,7 @@ def fit(X: Any, y: Any, *, alpha: Any = None) -> FittedMixture:
         rest = centred - labels[:, None] * (up - down) / 2
         covariance = p * rest.T @ rest / n
         values, vectors = jnp.linalg.eigh(covariance)
-        return FittedMixture(
+        law = FittedMixture(
             checked_alpha(n / p if alpha is None else alpha),
             centred,
             labels,
@@ -151,3 +152,4 @@ def fit(X: Any, y: Any, *, alpha: Any = None) -> FittedMixture:
             jnp.square(vectors.T @ direction),
             covariance,
         )
+    return returned(law)

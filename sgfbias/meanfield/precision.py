@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sgfbias.core.checks import is_concrete
 
@@ -33,3 +35,18 @@ def double(parts: Any, *, needed: bool = True) -> Any:
             "jax.config.update('jax_enable_x64', True) first"
         )
     return jax.enable_x64(is_double() or concrete)
+
+
+def returned(tree: Any) -> Any:
+    """The tree in the precision of JAX, so that a user who computes in float32 can go
+    on with it. It is called outside of the context `double`.
+    """
+    if is_double() or not is_concrete(tree):
+        return tree
+
+    def single(leaf: Any) -> Any:
+        if eqx.is_array(leaf) and leaf.dtype == np.float64:
+            return jnp.asarray(np.asarray(leaf).astype(np.float32))
+        return leaf
+
+    return jax.tree.map(single, tree)

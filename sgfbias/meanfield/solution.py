@@ -17,7 +17,7 @@ from sgfbias.meanfield.curves import Curves
 from sgfbias.meanfield.data import AbstractData
 from sgfbias.meanfield.kernels import Effective, Setting
 from sgfbias.meanfield.march import block_sizes, march
-from sgfbias.meanfield.precision import double
+from sgfbias.meanfield.precision import double, returned
 from sgfbias.meanfield.rule import MaskedDescent, Start
 from sgfbias.meanfield.smooth import derivatives, has_corner, no_derivative
 
@@ -60,7 +60,7 @@ def solve(
     - `memory`: the number of lags after which the memory of earlier stiffness is left
       out, or None for all of it. It bounds memory and time for long runs.
     - `dtype`: the precision of the effective examples, "float32" or "float64". Averages
-      and kernels are in float64.
+      and kernels are in float64, and the curves have the precision of JAX.
 
     **Returns:** `Curves`.
 
@@ -93,7 +93,7 @@ def solve(
 
         found = over_keys(one, keys)
     return Curves(
-        **found,
+        **returned(found),
         keys=keys,
         data=data,
         rule=rule,

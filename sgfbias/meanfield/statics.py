@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, as_real, check_positive
+from sgfbias.meanfield.precision import returned
 from sgfbias.meanfield.rule import MaskedDescent
 from sgfbias.meanfield.smooth import derivatives, has_corner
 from sgfbias.meanfield.solution import check_parts
@@ -82,7 +83,7 @@ def stationary_point(data: Any, loss: Any, *, ridge: Any = 0.0, readout: Any = N
             "of separable data is infinitely far away, and of a loss that is not convex there may "
             "be several; give ridge=0.1"
         )
-    return found
+    return returned(found)
 
 
 def quadrature(data: Any) -> tuple[Array, Array, Array]:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from sgfbias.core.checks import as_real, as_whole, check_positive, is_concrete
 from sgfbias.meanfield.curves import Curves
-from sgfbias.meanfield.precision import double
+from sgfbias.meanfield.precision import double, returned
 
 # A state is called stationary if temperatures of two halves of a window differ by less
 # than this share.
@@ -126,7 +126,8 @@ def effective_temperature(curves: Curves, waiting: Any, *, lags: Any = None) -> 
     most = curves.steps - waiting
     lags = most if lags is None else as_whole(lags, "lags", least=2, most=most)
     with double((curves.correlation, curves.response, curves.rule), needed=False):
-        return _measured(curves, waiting, lags)
+        found = _measured(curves, waiting, lags)
+    return returned(found)
 
 
 def _measured(curves: Curves, waiting: int, lags: int) -> Temperature:
@@ -236,7 +237,8 @@ def least_squares_temperature(
     if is_concrete(b) and not 0 < float(b) <= 1:
         raise ValueError(f"`fraction` must be above 0 and at most 1, but is {float(b):g}")
     with double((alpha, eta, b, noise, lam), needed=False):
-        return _closed_form(alpha, eta, b, noise, lam, lags)
+        found = _closed_form(alpha, eta, b, noise, lam, lags)
+    return returned(found)
 
 
 def _closed_form(alpha: Any, eta: Any, b: Any, noise: Any, lam: Any, lags: int) -> Temperature:
