@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import bits
+import fields
 import kernels
 import lengths
 import margins
@@ -56,6 +57,7 @@ MEASUREMENTS = {
         kernels.kernel_blocks,
         kernels.kernel_extremes,
         lengths.recurrent_networks,
+        fields.mean_field,
         margins.margins,
     )
 }

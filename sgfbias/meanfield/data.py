@@ -223,7 +223,8 @@ class GaussianMixture(AbstractData):
             known = variance > 0
             spread = jnp.sqrt(jnp.where(known, variance, 1))
             return upper_tail(jnp.where(known, overlap / spread, 0))
-        centres, weights = ((-1.0, 1.0), (0.5, 0.5))
+        centres: tuple[float, ...] = (-1.0, 1.0)
+        weights: tuple[float, ...] = (0.5, 0.5)
         if self.clusters == 3:
             centres, weights = ((-1.0, 0.0, 1.0), (0.25, 0.5, 0.25))
         labels = [float(y) for y in np.asarray(self._labels(np.asarray(centres)))]
@@ -274,9 +275,9 @@ class LinearTeacher(AbstractData):
         noise = jnp.square(self.label_noise).astype(overlap.dtype)
         if readout is None:
             return 1 - 2 * overlap + variance + noise
-        nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-        weights = jnp.asarray(weights / weights.sum(), overlap.dtype)
-        nodes = jnp.asarray(nodes, overlap.dtype)
+        places, shares = np.polynomial.hermite_e.hermegauss(60)
+        weights = jnp.asarray(shares / shares.sum(), overlap.dtype)
+        nodes = jnp.asarray(places, overlap.dtype)
         rest = jnp.sqrt(jnp.maximum(variance - jnp.square(overlap), 0))
         r = overlap[..., None, None] * nodes[:, None] + rest[..., None, None] * nodes
         gap = jnp.square(jnp.vectorize(readout)(r) - nodes[:, None])

@@ -21,6 +21,7 @@ from sgfbias.core.simulate import simulate as simulate_core
 from sgfbias.core.starts import Stacked
 from sgfbias.meanfield.curves import Curves
 from sgfbias.meanfield.data import Sample
+from sgfbias.meanfield.precision import is_double
 from sgfbias.meanfield.solution import check_parts
 
 
@@ -93,13 +94,15 @@ def simulate(
     replicas = as_whole(replicas, "replicas")
     keys = check_keys(keys)
     own = getattr(data, "direction", None)
-    if d is None and own is None:
-        raise ValueError("`d`, the number of dimensions, is needed: write d=400")
-    d = own.shape[0] if d is None else as_whole(d, "d")
+    if d is None:
+        if own is None:
+            raise ValueError("`d`, the number of dimensions, is needed: write d=400")
+        d = own.shape[0]
+    d = as_whole(d, "d")
     name = jnp.dtype(dtype).name
     if name not in ("float32", "float64"):
         raise ValueError(f"`dtype` must be 'float32' or 'float64', but is {name!r}")
-    with jax.enable_x64(bool(jax.config.jax_enable_x64) or name == "float64"):
+    with jax.enable_x64(is_double() or name == "float64"):
         system = _System(data, loss, rule, start, readout, d, steps, replicas, probes, name)
         found = [system.run(key) for key in jnp.atleast_1d(keys)]
     curves = {

@@ -18,69 +18,17 @@ array per block of rows, so that the work is that of a triangle.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
-from sgfbias.meanfield.data import Bins
+from sgfbias.meanfield.kernels import Effective, Kernels, Moments, Setting
 
 # A pivot of the Cholesky factor below this share of the variance is taken as 0.
 PIVOT = 1e-10
-
-
-class Setting(NamedTuple):
-    """The numbers of a pass, in the precision of the kernels.
-
-    - `alpha`, `step_size`, `ridge`: scalars.
-    - `bins`: the spectrum.
-    - `explicit`: whether the drift contains the component of z along v.
-    - `sphere`: whether w is projected after every step.
-    - `memory`: the longest lag of `M_R`, or None for all.
-    """
-
-    alpha: Array
-    step_size: Array
-    ridge: Array
-    bins: Bins
-    explicit: bool
-    sphere: bool
-    memory: int | None = None
-
-
-class Effective(NamedTuple):
-    """The effective examples, in the precision of the memory.
-
-    - `drift`, `targets`: (samples,).
-    - `masks`: (replicas, steps, samples).
-    - `white`: (replicas, steps, samples), standard normal.
-    """
-
-    drift: Array
-    targets: Array
-    masks: Array
-    white: Array
-
-
-class Kernels(NamedTuple):
-    """The order parameters up to a step; `times` is one more than the number of steps.
-
-    - `overlaps`: (bins, times), q.
-    - `response`: (bins, times, times).
-    - `same`: (bins, times, times), the correlation of a run with itself.
-    - `other`: the correlation with a second replica, or None.
-    - `factors`: (replicas, steps, steps), of the Gaussian paths.
-    - `forces`: (replicas, steps, samples), f.
-    """
-
-    overlaps: Array
-    response: Array
-    same: Array
-    other: Array | None
-    factors: Array
-    forces: Array
 
 
 def block_sizes(times: int, memory: int | None) -> tuple[int, int]:
@@ -124,7 +72,7 @@ def march(
     )
     kernels = _first(setting, effective, start, total)
     reach = count if setting.memory is None else -(-setting.memory // size)
-    rows: list[Array] = []
+    rows: list[tuple[Array, int]] = []
     means = []
     for block in range(count):
         low = max(0, block - reach)
@@ -300,21 +248,6 @@ def _kicks(
         part = part.reshape(replicas, -1, samples)
         found = found - jnp.pad(part, ((0, 0), (0, columns - part.shape[1]), (0, 0)))
     return found.at[:, t - low * size].set(1)
-
-
-class Moments(NamedTuple):
-    """The averages over the effective examples at a step, times alpha.
-
-    - `drift`: mu. `stiffness`: G.
-    - `noise`, `cross`: (steps,), rows of M_C of a replica with itself and the other.
-    - `memory`: (steps,), the row of M_R.
-    """
-
-    drift: Array
-    stiffness: Array
-    noise: Array
-    cross: Array | None
-    memory: Array
 
 
 def _moments(

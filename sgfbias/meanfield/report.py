@@ -117,7 +117,7 @@ def numbers_of(network: Any) -> Array:
 
 def squared_change(network: Any, change: Any) -> Array:
     """The squared norm of a change of the trainable numbers."""
-    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change))
+    return jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(change)]))
 
 
 def noise_report(

@@ -53,7 +53,8 @@ def has_corner(loss: AbstractLoss, readout: Any, targets: np.ndarray) -> bool:
     # No point of the grid is a corner at a simple number.
     r = np.linspace(-REACH, REACH, POINTS) + 0.000_271_8
     grid, targets = np.tile(r, targets.size), np.repeat(targets, r.size)
-    found = _three(loss, readout, jnp.asarray(grid), jnp.asarray(targets))
+    with jax.ensure_compile_time_eval():  # also within jit
+        found = _three(loss, readout, jnp.asarray(grid), jnp.asarray(targets))
     slopes, curvatures, third = (np.asarray(v, np.float64).reshape(-1, r.size) for v in found)
     finite = np.isfinite(slopes) & np.isfinite(curvatures)
     if not finite.all():
@@ -79,7 +80,8 @@ def _three(loss: AbstractLoss, readout: Any, r: Array, targets: Array) -> Any:
     def second(row: Array) -> Array:
         return derivatives(loss, readout, row[None], targets)[2][0]
 
-    _, slopes, curvatures = derivatives(loss, readout, r[None], targets)
+    values, slopes, curvatures = derivatives(loss, readout, r[None], targets)
+    slopes = jnp.where(jnp.isfinite(values), slopes, jnp.nan)
     return slopes[0], curvatures[0], jax.jvp(second, (r,), (jnp.ones_like(r),))[1]
 
 
@@ -92,8 +94,8 @@ def _jumps(values: np.ndarray, derivative: np.ndarray) -> bool:
 
 
 @jax.custom_jvp
-def no_derivative(curvature: Array) -> Array:
-    """The same numbers, whose derivatives are refused."""
+def no_derivative(curvature: Array, r: Array) -> Array:
+    """The curvatures at pre-activations r, whose derivatives in r are refused."""
     return curvature
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,9 @@ from sgfbias.core.checks import as_whole, is_concrete, shown
 from sgfbias.core.loss import AbstractLoss, as_loss
 from sgfbias.meanfield.curves import Curves
 from sgfbias.meanfield.data import AbstractData
-from sgfbias.meanfield.march import Effective, Setting, block_sizes, march
+from sgfbias.meanfield.kernels import Effective, Setting
+from sgfbias.meanfield.march import block_sizes, march
+from sgfbias.meanfield.precision import double
 from sgfbias.meanfield.rule import MaskedDescent, Start
 from sgfbias.meanfield.smooth import derivatives, has_corner, no_derivative
 
@@ -83,7 +84,7 @@ def solve(
     if low not in (jnp.float32, jnp.float64):
         raise ValueError(f"`dtype` must be 'float32' or 'float64', but is {low.name!r}")
     check_size(steps, samples, replicas, memory, low.itemsize)
-    with _double((data, rule, start, loss, keys)):
+    with double((data, rule, start, loss, keys)):
         corner = has_corner(loss, readout, data.typical())
 
         def one(key: Array) -> dict[str, Any]:
@@ -156,21 +157,6 @@ def check_size(steps: int, samples: int, replicas: int, memory: int | None, item
     )
 
 
-def _double(parts: Any) -> Any:
-    """A context with float64.
-
-    **Raises:** `ValueError` if the parts are being traced outside of float64.
-    """
-    if jax.config.jax_enable_x64:
-        return contextlib.nullcontext()
-    if not is_concrete(parts):
-        raise ValueError(
-            "inside jit, vmap or grad the theory needs float64 from the outside: write "
-            "jax.config.update('jax_enable_x64', True) first"
-        )
-    return jax.enable_x64(True)
-
-
 def over_keys(one: Callable[[Array], Any], keys: Array) -> Any:
     """The results of every key, stacked, one key after the other, as each has much
     memory. A single key gives no axis.
@@ -239,7 +225,7 @@ def _marched(
 
     def losses(r: Array) -> tuple[Array, Array, Array]:
         values, slopes, curvatures = derivatives(loss, readout, r, effective.targets)
-        return values, slopes, no_derivative(curvatures) if corner else curvatures
+        return values, slopes, no_derivative(curvatures, r) if corner else curvatures
 
     times = steps + 1
     kernels, means = march(setting, losses, effective, start, times)

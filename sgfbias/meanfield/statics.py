@@ -117,16 +117,16 @@ def _solve(
     weights: Array,
 ) -> tuple[StationaryPoint, Array]:
     """The solution, and how much it changed in the last iteration."""
-    z, z_weights = np.polynomial.hermite_e.hermegauss(NODES)
-    z = jnp.asarray(z)
-    weights = weights[:, None] * jnp.asarray(z_weights / z_weights.sum())
+    nodes, shares = np.polynomial.hermite_e.hermegauss(NODES)
+    z = jnp.asarray(nodes)
+    weights = weights[:, None] * jnp.asarray(shares / shares.sum())
     flat = jnp.repeat(targets, z.shape[0])
     delta = data.bins().values[0].astype(jnp.float64)
     alpha, ridge = (v.astype(jnp.float64) for v in (data.alpha, ridge))
 
     def parts(r: Array) -> tuple[Array, Array, Array]:
-        found = derivatives(loss, readout, r.reshape(1, -1), flat)
-        return tuple(v.reshape(r.shape) for v in found)
+        value, slope, curvature = derivatives(loss, readout, r.reshape(1, -1), flat)
+        return value.reshape(r.shape), slope.reshape(r.shape), curvature.reshape(r.shape)
 
     def minimum(centre: Array, width: Array) -> Array:
         """The r with `r + width L'(r) = centre`, by Newton steps within a bracket."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_real, as_whole, check_positive, is_concrete
 from sgfbias.meanfield.curves import Curves
+from sgfbias.meanfield.precision import double
 
 # A state is called stationary if temperatures of two halves of a window differ by less
 # than this share.
@@ -125,7 +125,7 @@ def effective_temperature(curves: Curves, waiting: Any, *, lags: Any = None) -> 
         )
     most = curves.steps - waiting
     lags = most if lags is None else as_whole(lags, "lags", least=2, most=most)
-    with _double((curves.correlation, curves.response, curves.rule)):
+    with double((curves.correlation, curves.response, curves.rule), needed=False):
         return _measured(curves, waiting, lags)
 
 
@@ -134,7 +134,9 @@ def _measured(curves: Curves, waiting: int, lags: int) -> Temperature:
     eta = jnp.asarray(curves.rule.step_size).astype(curves.response.dtype)
     begins = range(waiting, curves.steps - lags + 1)
     rows = [from_kernels(curves.correlation, curves.response, eta, w) for w in begins]
-    drop, chi = (sum(row[k][..., : lags + 1] for row in rows) / len(rows) for k in (0, 1))
+    drop, chi = (
+        jnp.mean(jnp.stack([row[k][..., : lags + 1] for row in rows]), axis=0) for k in (0, 1)
+    )
     half = (curves.steps - waiting) // 2
     later, chi_later = from_kernels(curves.correlation, curves.response, eta, waiting + half)
     halves = [drop[..., half] / chi[..., half], later[..., half] / chi_later[..., half]]
@@ -233,13 +235,8 @@ def least_squares_temperature(
     check_positive(lam, "ridge", zero_allowed=True)
     if is_concrete(b) and not 0 < float(b) <= 1:
         raise ValueError(f"`fraction` must be above 0 and at most 1, but is {float(b):g}")
-    with _double((alpha, eta, b, noise, lam)):
+    with double((alpha, eta, b, noise, lam), needed=False):
         return _closed_form(alpha, eta, b, noise, lam, lags)
-
-
-def _double(parts: Any) -> Any:
-    """A context with float64, unless the parts are being traced."""
-    return jax.enable_x64(bool(jax.config.jax_enable_x64) or is_concrete(parts))
 
 
 def _closed_form(alpha: Any, eta: Any, b: Any, noise: Any, lam: Any, lags: int) -> Temperature:

@@ -82,6 +82,7 @@ def test_labels_of_other_kinds_and_unequal_classes_are_refused():
         mf.fit(X[:, 0], y)
 
 
+@pytest.mark.slow
 def test_runs_are_on_the_data_themselves():
     X, y = made_data()
     law = mf.fit(X, y)

@@ -76,6 +76,7 @@ def test_losses_that_are_not_smooth():
         solved(loss=lambda f, y: jnp.log(f))
 
 
+@pytest.mark.slow
 def test_derivatives_at_a_corner_of_the_curvature():
     def final(eta):
         rule = mf.MaskedDescent(eta)

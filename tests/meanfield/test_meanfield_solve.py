@@ -10,7 +10,7 @@ import pytest
 
 import sgfbias as sgf
 from sgfbias import meanfield as mf
-from sgfbias.meanfield.march import Effective
+from sgfbias.meanfield.kernels import Effective
 from sgfbias.meanfield.solution import solve_drawn
 
 SQUARE = sgf.SquaredLoss(0.5)
@@ -102,6 +102,7 @@ def test_the_long_run_reaches_the_ridge_solution_and_needs_the_memory():
     assert abs(exact(100, memory=0)["overlap"][-1] - 0.8235) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_first_step_from_zero_is_known_in_closed_form():
     """Logistic loss, two clusters: m = eta alpha/2 and Cp = eta^2 alpha Delta/(4 b)."""
     b, eta, alpha, delta = 0.3, 0.1, 2.0, 0.5

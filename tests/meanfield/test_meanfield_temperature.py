@@ -126,6 +126,7 @@ def test_the_capacity_of_a_perceptron():
     np.testing.assert_allclose(found, [2, 0.961205, 0.519572], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_stationary_point_of_logistic_regression():
     point = mf.stationary_point(
         mf.GaussianMixture(2.0, spectrum=0.5), sgf.LogisticLoss(), ridge=0.1

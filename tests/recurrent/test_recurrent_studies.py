@@ -89,13 +89,13 @@ PENALTY = np.arange(3)[:, None, None, None] == 2
 
 class TestCells(StudyCase):
     study = "recurrent-cells"
-    small = "--seeds 2 --length 6 --hidden 4 --steps 10 --tests 32"
+    small = "--seeds 2 --length 6 --hidden 8 --steps 10 --tests 32"
     # At the test size nothing is trained, so that no claim could hold.
     draws = ()
     mutations = {
         "a cell that holds": (
             "horizon",
-            lambda v: v * 0 + 96,
+            lambda v: v * 0 + 64,
             "holds to that length only",
         ),
         "a cell without fault": (
@@ -140,11 +140,14 @@ class TestCells(StudyCase):
         ),
         "a lag that is guessed": ("lagged_loss", lambda v: 0.5 * v, "needs a lag beyond"),
     }
-    refusals = [({"length": 7}, "length must be even, but is 7")]
+    refusals = [
+        ({"length": 7}, "length must be even, but is 7"),
+        ({"hidden": 8}, "hidden must be above length = 8"),
+    ]
 
     @classmethod
     def make(cls):
-        length = np.asarray([12, 24, 48, 96])
+        length = np.asarray([8, 16, 32, 64])
         loss = np.full((3, 2, SEEDS, 4), 1e-3)
         loss[:2, 0] = [1e-3, 0.8, 3.0, 5.0]
         loss[:2, 1] = [1e-3, 2e-3, 0.01, 0.2]
@@ -155,7 +158,7 @@ class TestCells(StudyCase):
             "loss": (("task", "arm", "seed", "length"), loss * NOISE[:, None]),
             "horizon": (
                 ("task", "arm", "seed"),
-                np.asarray([[12, 48], [12, 48], [96, 96]])[..., None] + np.zeros(SEEDS),
+                np.asarray([[8, 32], [8, 16], [64, 64]])[..., None] + np.zeros(SEEDS),
             ),
             "gain": (("task", "arm", "lag"), np.zeros((3, 2, 96))),
             "lagged_loss": (("seed",), NOISE),
@@ -189,7 +192,7 @@ def test_the_command_line_takes_ones_own_cell_and_sequences(tmp_path):
         "    return Cell(jax.random.normal(a, (hidden, hidden)) / hidden,\n"
         "                jax.random.normal(b, (hidden, inputs)))\n"
     )
-    sizes = {"seeds": 2, "length": 6, "hidden": 4, "steps": 20, "tests": 32, "cell": "mine:make"}
+    sizes = {"seeds": 2, "length": 6, "hidden": 8, "steps": 20, "tests": 32, "cell": "mine:make"}
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
 
     def run(*more):
@@ -217,7 +220,7 @@ def test_a_file_that_is_too_short_is_refused(tmp_path):
 
     path = tmp_path / "short.npz"
     np.savez(path, X=np.ones((9, 5, 1)), y=np.ones((9, 1)))
-    with pytest.raises(ValueError, match="has only 5 steps on one side, fewer than length = 12"):
+    with pytest.raises(ValueError, match="has only 5 steps on one side, fewer than length = 8"):
         tasks_of(cells.Config(data=path))
 
 

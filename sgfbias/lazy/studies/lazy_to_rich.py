@@ -108,7 +108,8 @@ def measure(config: Config, log: Log) -> Columns:
     )
     found = {name: np.full((len(ALPHAS), config.seeds), np.nan) for name in QUANTITIES}
     steps = np.full((len(ALPHAS), config.seeds), np.nan)
-    outputs = np.full((len(ALPHAS), LOOKS, SHOWN), np.nan)
+    looks = np.zeros(0, int)
+    curves: dict[int, np.ndarray] = {}
     record = Record({"outputs": Outputs(problem.inputs[:SHOWN])}, times=LOOKS)
     for s, key in enumerate(config.keys(0, config.seeds)):
         log(f"network {s + 1} of {config.seeds}")
@@ -142,20 +143,31 @@ def measure(config: Config, log: Log) -> Columns:
             found["kernel_drift"][k, s] = end.kernel_drift
             found["predicted"][k, s] = linear.distance / alpha
             if s == 0:
-                rows = slice(0, int(reached[0]) + 1)
-                outputs[k, rows] = np.asarray(run["outputs"])[rows]
+                curves[k] = np.asarray(run["outputs"])[: reached[0] + 1]
+                looks = np.asarray(run.steps)
         if s == 0:
-            looks = np.asarray(run.steps)
-            out.axes |= {"look": looks, "example": np.arange(SHOWN)}
-            straight = np.full((LOOKS, SHOWN), np.nan)
-            inside = looks < len(linear.outputs)
-            straight[inside] = linear.outputs[looks[inside], :SHOWN]
-            out.add("linear_outputs", ("look", "example"), straight, "output")
-    out.add("outputs", ("alpha", "look", "example"), outputs, "output")
+            _curves(out, curves, linear.outputs[:, :SHOWN], looks)
     for name, units in QUANTITIES.items():
         out.add(name, ("alpha", "seed"), found[name], units)
     out.add("steps", ("alpha", "seed"), steps, "GD steps")
     return out
+
+
+def _curves(
+    out: Columns, curves: dict[int, np.ndarray], straight: np.ndarray, looks: np.ndarray
+) -> None:
+    """Add the outputs at the steps `looks`: those of every scale, and the linearised
+    ones, which are given after every step. They are NaN after a run has ended.
+    """
+    out.axes |= {"look": looks, "example": np.arange(SHOWN)}
+    outputs = np.full((len(ALPHAS), len(looks), SHOWN), np.nan)
+    for k, rows in curves.items():
+        outputs[k, : len(rows)] = rows
+    out.add("outputs", ("alpha", "look", "example"), outputs, "output")
+    inside = looks < len(straight)
+    shown = np.full((len(looks), SHOWN), np.nan)
+    shown[inside] = straight[looks[inside]]
+    out.add("linear_outputs", ("look", "example"), shown, "output")
 
 
 class Linearised(NamedTuple):

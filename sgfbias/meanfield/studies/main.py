@@ -152,9 +152,9 @@ def measure(config: Config, log: Log) -> Columns:
         for kind, curves in (("theory", theory), ("runs", runs)):
             for quantity, values in quantities(curves).items():
                 found[f"{kind}_{quantity}"].append(values)
-    for name, values in found.items():
+    for name, rows in found.items():
         dims = ("rule", "solve" if name.startswith("theory") else "seed", "time")
-        out.add(name, dims, np.stack(values), QUANTITIES[name.split("_", 1)[1]])
+        out.add(name, dims, np.stack(rows), QUANTITIES[name.split("_", 1)[1]])
     log("ridge regression, and a first step from zero")
     steps = int(RIDGE["steps"])
     ridge = solve(
@@ -251,7 +251,8 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
         shown = ", ".join(f"{q} {w:.2f}" for q, w in zip(names, worst, strict=True))
         found.append(
             claim(
-                f"{statement}: overlap, correlations, losses, test error and distances",
+                f"{statement}: overlap, correlations, losses, test error"
+                + ("" if name == "gd" else " and distances"),
                 MIGNACCO,
                 predicted="equal means at six times",
                 measured=f"largest differences as shares of what is allowed: {shown}",
@@ -261,11 +262,11 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
                 main=name != "gd",
             )
         )
-    theory, runs = (ds[f"{kind}_distance"] for kind in ("theory", "runs"))
-    still = max(float(np.abs(v.sel(rule="gd").values).max()) for v in (theory, runs))
-    ends = {name: float(theory.sel(rule=name).values[:, -1].mean()) for name in RULES}
-    own = {name: float(runs.sel(rule=name).values[:, -1].mean()) for name in RULES}
-    last = theory.sel(rule="sgd").values[:, at], runs.sel(rule="persistent").values[:, at]
+    solved, trained = (ds[f"{kind}_distance"] for kind in ("theory", "runs"))
+    still = max(float(np.abs(v.sel(rule="gd").values).max()) for v in (solved, trained))
+    ends = {name: float(solved.sel(rule=name).values[:, -1].mean()) for name in RULES}
+    own = {name: float(trained.sel(rule=name).values[:, -1].mean()) for name in RULES}
+    last = solved.sel(rule="sgd").values[:, at], trained.sel(rule="persistent").values[:, at]
     gap, allowed = gaps(*last, len(at), config.d)
     overlap = ds["ridge_overlap"].values
     error = np.abs(overlap.mean(axis=0) - ds["ridge_predicted"].values)

@@ -154,9 +154,9 @@ def measure(config: Config, log: Log) -> Columns:
     ]
     out.axes["fraction"] = np.asarray(FRACTIONS)
     out.axes["tau"] = ("tau", np.asarray(TAUS), {"units": "step size times steps"})
-    dims = ("fraction", "lag")
-    out.add("closed_drop", dims, np.stack([c.drop for c in closed]), "|dw|^2 / (2 d)")
-    out.add("closed_response", dims, np.stack([c.response for c in closed]), "w per unit force")
+    axes = ("fraction", "lag")
+    out.add("closed_drop", axes, np.stack([c.drop for c in closed]), "|dw|^2 / (2 d)")
+    out.add("closed_response", axes, np.stack([c.response for c in closed]), "w per unit force")
     out.add(
         "coloured",
         ("tau",),

@@ -259,5 +259,6 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
             title=f"A teacher with {teacher}",
             x="loss at the length of training",
             y="energy of the error at later lags",
+            room=0.25,
         )
     return figure

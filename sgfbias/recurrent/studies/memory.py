@@ -229,6 +229,7 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
     for k, (length, colour) in enumerate(zip(LENGTHS, colours, strict=True)):
         band(left, time, tails[k], colour=colour, label=f"symmetric, length {length}")
         error = np.abs(ds["error"].values[k])
+        error = np.where(error > 1e-9, error, np.nan)  # a fitted lag is off the picture
         right.plot(np.arange(len(error)), error, "o-", ms=3, color=colour, label=f"length {length}")
     free = np.median(ds["free_tail"].values, axis=0)
     left.plot(time[time > 0], free[time > 0], "k--", label=f"Gaussian, length {ENOUGH}")

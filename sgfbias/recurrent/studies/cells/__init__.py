@@ -34,7 +34,7 @@ class Config(SeededConfig):
 
     seeds: Annotated[int, AtLeast(2)] = 4
     """Number of networks of each kind."""
-    length: Annotated[int, Between(6, 32, closed=True)] = 12
+    length: Annotated[int, Between(6, 32, closed=True)] = 8
     """Largest length of the sequences of training, an even number."""
     hidden: Annotated[int, Between(4, 128, closed=True)] = 12
     """Number of hidden units, and of states of the linear networks."""
@@ -62,6 +62,11 @@ class Config(SeededConfig):
     def check(self) -> None:
         if self.length % 2:
             raise ValueError(f"length must be even, but is {self.length}")
+        if self.hidden <= self.length:
+            raise ValueError(
+                f"hidden must be above length = {self.length}, since the first lags of a linear "
+                f"network with fewer states decide all others, but is {self.hidden}"
+            )
 
 
-QUICK = Config(seeds=3, length=8, steps=600, tests=256)
+QUICK = Config(seeds=3, steps=600, tests=256)
