@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from measure import medians
 
-IMAGES, WIDTH, NU = 100, 32, 100.0  # of the digits
-POINTS, INPUTS, UNITS = 16, 5, 8  # of the squared-ReLU network
+IMAGES, WIDTH, NU = 100, 32, 100.0  # images, hidden units; nu from which a run is landed
 SIZES = ((200, 20), (2000, 50))  # of the linear problems
 LONGEST = 60.0  # seconds after which a loop is stopped
 
@@ -34,7 +33,7 @@ def _torch_loop(
 
     width, tries, start = 0.05, 0, time.perf_counter()
     nu, gradient, speed = loss(forward(weights)), None, 1.0
-    while not until(tries, float(nu)) and time.perf_counter() - start < LONGEST:
+    while not until(tries, nu.item()) and time.perf_counter() - start < LONGEST:
         if gradient is None:
             gradient = torch.autograd.grad(nu, weights)
             speed = sum((g * g).sum() for g in gradient)
@@ -43,11 +42,11 @@ def _torch_loop(
         trial = [w.requires_grad_() for w in trial]
         after = loss(forward(trial))
         tries += 1
-        if float(after - nu) >= width / 2:
+        if (after - nu).item() >= width / 2:
             weights, nu, width, gradient = trial, after, 1.15 * width, None
         else:
             width /= 2
-    return tries, time.perf_counter() - start, float(nu)
+    return tries, time.perf_counter() - start, nu.item()
 
 
 def _digits() -> dict[str, Any]:
@@ -106,25 +105,14 @@ def _landing() -> dict[str, Any]:
     """Seconds until the l2 margin of a squared-ReLU network is within 1% of that of the
     landed point: by a short run and landing, and by the loop in PyTorch.
     """
-    import equinox as eqx
     import jax
-    import jax.numpy as jnp
     import torch
 
     import sgfbias as sgf
     from sgfbias import margin
+    from sgfbias.margin.studies.network import Config, drawn
 
-    def squared(z: Any) -> Any:
-        return jnp.square(jax.nn.relu(z))
-
-    a, b, c = jax.random.split(jax.random.key(0), 3)
-    X = jax.random.normal(a, (POINTS, INPUTS))
-    y = jnp.where(X @ jax.random.normal(b, (INPUTS,)) > 0, 1.0, -1.0)
-    net = eqx.nn.MLP(
-        INPUTS, "scalar", UNITS, 1, use_bias=False, use_final_bias=False, activation=squared,
-        key=c,
-    )  # fmt: skip
-    problem = sgf.Problem(X, y, loss=margin.ExponentialLoss())
+    problem, net = drawn(jax.random.key(0), Config())
     flow = margin.MarginFlow(kinks=True)
 
     def ours() -> Any:
@@ -135,14 +123,14 @@ def _landing() -> dict[str, Any]:
     begin = time.perf_counter()
     landed = ours()
     seconds = time.perf_counter() - begin
-    inputs, signs = torch.tensor(np.asarray(X)), torch.tensor(np.asarray(y))
+    inputs, signs = (torch.tensor(np.asarray(a)) for a in (problem.inputs, problem.targets))
     best, seen = landed.certificate.margin, [0.0]
 
     def forward(weights: list[Any]) -> Any:
         q = signs * (torch.relu(inputs @ weights[0].T) ** 2 @ weights[1][0])
         with torch.no_grad():
             size = torch.sqrt(sum((w * w).sum() for w in weights))
-            seen[0] = float(q.min() / size**3)
+            seen[0] = (q.min() / size**3).item()
         return q
 
     start = [torch.tensor(np.asarray(layer.weight)).requires_grad_() for layer in net.layers]

@@ -34,7 +34,7 @@ class TestMarginCrossover(StudyCase):
         for k, nu in enumerate(SEEN):  # at the crossover itself
             near = np.abs(NUS - nu) < 0.2
             linf[k, near] = 1 - 0.3 / nu
-        l2 = np.where(early, 0.8, 0.995)
+        l2 = np.where(NUS[None] < SEEN[:, None] + 0.2, 0.8, 0.995)
         return made_up(
             Config(),
             {
