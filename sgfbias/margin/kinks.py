@@ -18,8 +18,11 @@ from sgfbias.core.network import evaluate
 # The examples and the points of a line on which slopes are compared.
 EXAMPLES, POINTS, HALVINGS = 64, 65, 14
 # A change of the slope that is left after that many halvings, as a fraction of the
-# first one. If the slope is continuous, it is about 2^-HALVINGS.
-STAYS = 1e-3
+# first one. If the slope is differentiable it is about 2^-HALVINGS, and for that of
+# relu(z)^1.5, which is continuous only, the root of that.
+STAYS = 0.05
+# The number of intervals in which a jump is looked for.
+CANDIDATES = 12
 # Changes of the slope below this fraction of the slope are none.
 STRAIGHT = 1e-4
 # The share of the last gradient in the average from which gaps are computed.
@@ -31,10 +34,10 @@ def has_kinks(coordinates: Any, position: Any, inputs: Array) -> bool:
     leaky ReLU, the absolute value and max pooling does.
 
     The slopes of all outputs along a line through the position are compared at 65
-    points. Between the two points with the largest change the interval is halved
-    fourteen times, each time to the half with the larger change. That is then 2^-14 of
-    the first one for a model with a continuous derivative, and stays for one that
-    jumps.
+    points. A dozen intervals whose change differs most from that of the next one are
+    halved fourteen times, each time to the half with the larger change. That is then
+    2^-14 of the first one for a model with a differentiable derivative, and stays for
+    one that jumps.
     """
     inputs = inputs[:EXAMPLES]
     leaves, structure = jax.tree.flatten(position)
@@ -50,20 +53,32 @@ def has_kinks(coordinates: Any, position: Any, inputs: Array) -> bool:
     points = np.linspace(0.0, 2.0, POINTS)
     slopes = np.stack([np.asarray(_slopes(coordinates, position, away, inputs, s)) for s in points])
     changes = np.abs(np.diff(slopes, axis=0))
-    at, output = np.unravel_index(int(np.argmax(changes)), changes.shape)
-    first = float(changes[at, output])
-    if not first > STRAIGHT * float(np.abs(slopes).max()):
-        return False
-    low, high = points[at], points[at + 1]
-    left, right = slopes[at, output], slopes[at + 1, output]
-    for _ in range(HALVINGS):
-        half = (low + high) / 2
-        between = np.asarray(_slopes(coordinates, position, away, inputs, half))[output]
-        if abs(between - left) >= abs(right - between):
-            high, right = half, between
-        else:
-            low, left = half, between
-    return bool(abs(right - left) > STAYS * first)
+    # A kink makes the change of one interval another than that of its neighbours.
+    signed = np.diff(slopes, axis=0)
+    odd = np.abs(np.diff(signed, axis=0, prepend=signed[:1]))
+    odd = np.maximum(odd, np.abs(np.diff(signed, axis=0, append=signed[-1:])))
+    least = STRAIGHT * float(np.abs(slopes).max())
+
+    def slope(s: float, output: int) -> float:
+        return float(np.asarray(_slopes(coordinates, position, away, inputs, s))[output])
+
+    for flat in np.argsort(odd, axis=None)[::-1][:CANDIDATES]:
+        at, output = np.unravel_index(int(flat), changes.shape)
+        first = float(changes[at, output])
+        if first <= least:
+            continue
+        low, high = points[at], points[at + 1]
+        left, right = slopes[at, output], slopes[at + 1, output]
+        for _ in range(HALVINGS):
+            half = (low + high) / 2
+            between = slope(half, output)
+            if abs(between - left) >= abs(right - between):
+                high, right = half, between
+            else:
+                low, left = half, between
+        if abs(right - left) > STAYS * first:
+            return True
+    return False
 
 
 @eqx.filter_jit

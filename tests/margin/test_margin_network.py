@@ -25,7 +25,7 @@ def one(index, change):
 class TestMarginNetwork(StudyCase):
     study = "margin-network"
     small = "--seeds 2 --n 8 --d 4 --units 4 --nu 300"
-    draws = (0,)
+    draws = ()
     mutations = {
         "a run that stops": ("reached", lambda v: v * 0.9, "Every run reaches"),
         "RMSProp that is not aligned": (

@@ -60,7 +60,7 @@ def sine(key: Array, length: int) -> tuple[Array, Array]:
     first, second, third = jax.random.split(key, 3)
     frequency = jax.random.uniform(first, (), minval=SLOW, maxval=FAST)
     phase = jax.random.uniform(second, (), maxval=2 * np.pi)
-    clean = jnp.sin(frequency * jnp.arange(length) + phase)
+    clean = jnp.sin(frequency * jnp.arange(length, dtype=frequency.dtype) + phase)
     noise = NOISE * jax.random.normal(third, (length,))
     return _sequence(clean + noise, jnp.zeros(length, bool)), clean[-1:]
 
