@@ -118,7 +118,7 @@ class PersistentMask(AbstractMask):
     mean number of iterations that an example stays out. The weights, 0 or `1/b`, have
     the covariance `(1-b)/b (1 - 1/(b q))^lag`. With q = 1/b the iterations are
     independent, as in `BernoulliMask`. This is the persistent SGD of Mignacco,
-    Krzakala, Urbani, Zdeborova 2020 (arXiv 2006.06098).
+    Krzakala, Urbani, Zdeborová 2020 (arXiv 2006.06098).
 
     **Arguments:**
 

@@ -143,7 +143,7 @@ class GaussianMixture(AbstractData):
     **Raises:** `ValueError` for numbers outside these ranges, and for a number of
     energies that differs from the number of eigenvalues.
 
-    Mignacco, Krzakala, Urbani, Zdeborova 2020 (arXiv 2006.06098) study both mixtures.
+    Mignacco, Krzakala, Urbani, Zdeborová 2020 (arXiv 2006.06098) study both mixtures.
     """
 
     alpha: Array

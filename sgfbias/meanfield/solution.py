@@ -68,7 +68,7 @@ def solve(
     second derivatives, for more memory than 4 GiB in runs of more than 512 steps, and
     for derivatives in float32.
 
-    The equations are those of Mignacco, Krzakala, Urbani, Zdeborova 2020 (arXiv
+    The equations are those of Mignacco, Krzakala, Urbani, Zdeborová 2020 (arXiv
     2006.06098) and Mignacco, Urbani 2022 (arXiv 2112.10852), here for a finite step
     size, and exact for it.
     """
