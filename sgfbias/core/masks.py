@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import equinox as eqx
@@ -57,9 +58,9 @@ class AbstractMask(AbstractSampling):
         """Which examples are in before the first iteration, booleans (n,)."""
         return _uniform(key, n) < self.fraction.astype(jnp.float32)
 
+    @abc.abstractmethod
     def _next(self, inside: Array, key: Array) -> Array:
         """Which examples are in at the next iteration, booleans (n,)."""
-        raise NotImplementedError
 
     def draw(self, memory, key, step, n):
         dtype = self.fraction.dtype

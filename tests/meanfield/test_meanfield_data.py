@@ -11,7 +11,7 @@ from study_case import StudyCase
 import sgfbias as sgf
 from sgfbias import meanfield as mf
 from sgfbias.meanfield.bundled import balanced, two_classes
-from sgfbias.meanfield.studies.data import Config
+from sgfbias.meanfield.studies.data import Config, loaded
 
 CONFIG = Config(seeds=4)
 
@@ -118,3 +118,14 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ValueError, match=r"pip install 'sgfbias\[meanfield\]'"):
         two_classes("cancer")
+
+
+def test_files_that_are_not_two_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no file .*missing\.npz; expected a \.npz file"):
+        loaded(Config(data=tmp_path / "missing.npz"))
+    np.savez(tmp_path / "other.npz", X=np.ones((4, 2)))
+    with pytest.raises(ValueError, match=r"must hold X \(n, p\) and y \(n,\).*missing: y"):
+        loaded(Config(data=tmp_path / "other.npz"))
+    np.savez(tmp_path / "one.npz", X=np.ones((4, 2)), y=np.ones(4))
+    with pytest.raises(ValueError, match="of two classes, .* 4 of the 4 labels are above 0"):
+        loaded(Config(data=tmp_path / "one.npz"))

@@ -27,6 +27,7 @@ from sgfbias.study import (
     control,
     source,
 )
+from sgfbias.study.arrays import load_arrays
 from sgfbias.study.plotting import COLOURS, Figure, finish, panels, quantile_band
 from sgfbias.study.statistics import listed
 
@@ -87,14 +88,15 @@ def loaded(config: Config) -> dict[str, tuple[Any, Any]]:
     """The inputs and labels of every data set, with classes of equal size."""
     if config.data is None:
         return {name: two_classes(name) for name in CHOICES}
-    try:
-        with np.load(config.data) as file:
-            X, y = file["X"], file["y"]
-    except (OSError, KeyError, ValueError) as error:
+    arrays = load_arrays(config.data, {"X": "(n, p)", "y": "(n,)"})
+    X, y = arrays["X"], np.where(arrays["y"] > 0, 1, -1)
+    if X.ndim != 2 or y.shape != X.shape[:1] or abs(y.sum()) == y.size:
         raise ValueError(
-            f"{config.data} must be a .npz file with arrays X (n, p) and y (n,): {error}"
-        ) from error
-    return {OWN: balanced(X, np.where(y > 0, 1, -1), None, 0)}
+            f"{config.data} must hold inputs X (n, p) and labels y (n,) of two classes, above 0 "
+            f"and not, but X has shape {X.shape}, and {int((y > 0).sum())} of the {y.size} labels "
+            "are above 0"
+        )
+    return {OWN: balanced(X, y, None, 0)}
 
 
 def measure(config: Config, log: Log) -> Columns:
