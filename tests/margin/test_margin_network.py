@@ -25,8 +25,8 @@ def one(index, change):
 class TestMarginNetwork(StudyCase):
     study = "margin-network"
     small = "--seeds 2 --n 8 --d 4 --units 4 --nu 300"
-    # At the quick size claims fail on root seed 0: some runs come to rest with an example
-    # that is not fitted, and at nu = 1,000 a gap of AdaGrad is still 0.18.
+    # At the quick size claims fail on root seed 0: a run rests with an example that is
+    # not fitted, and at nu = 1,000 a gap of AdaGrad in its own metric is still 0.18.
     draws = ()
     mutations = {
         "a run that stops": ("reached", lambda v: v * 0.9, "Every run reaches"),
