@@ -195,6 +195,8 @@ plt.show()
 # **Try next.**
 # - Other scales: `lazy.scaling` trains networks at several widths, scales or step sizes
 #   and gives the exponent of every quantity with an interval.
-# - Your own model and data: replace `nets` and `problem`.
+# - Your own model and data: replace `nets` and `problem`. From the command line,
+#   `sgfbias run lazy-digits --data mine.npz --model net.py:make` asks the same of your
+#   arrays `X` and `y` and of the network that your function `make(key)` returns.
 # - `sgfbias run lazy` and `sgfbias run lazy-digits` ask these questions with seeds and
 #   claims.

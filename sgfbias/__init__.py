@@ -17,10 +17,7 @@ from sgfbias.core.flow import StochasticGradientFlow as StochasticGradientFlow
 from sgfbias.core.gain import GainController as GainController
 from sgfbias.core.kept import keep_compiled as keep_compiled
 from sgfbias.core.loss import AbstractLoss as AbstractLoss
-from sgfbias.core.loss import ExponentialLoss as ExponentialLoss
-from sgfbias.core.loss import LogisticLoss as LogisticLoss
 from sgfbias.core.loss import SoftmaxCrossEntropyLoss as SoftmaxCrossEntropyLoss
-from sgfbias.core.loss import SquaredHingeLoss as SquaredHingeLoss
 from sgfbias.core.loss import SquaredLoss as SquaredLoss
 from sgfbias.core.masks import BernoulliMask as BernoulliMask
 from sgfbias.core.masks import PersistentMask as PersistentMask
@@ -44,6 +41,9 @@ from sgfbias.core.starts import Stacked as Stacked
 from sgfbias.core.tangent import tangent_kernel as tangent_kernel
 from sgfbias.core.trajectory import Status as Status
 from sgfbias.core.trajectory import Trajectory as Trajectory
+from sgfbias.core.two_class import ExponentialLoss as ExponentialLoss
+from sgfbias.core.two_class import LogisticLoss as LogisticLoss
+from sgfbias.core.two_class import SquaredHingeLoss as SquaredHingeLoss
 from sgfbias.diagonal.deep import DeepDiagonalNetwork as DeepDiagonalNetwork
 from sgfbias.diagonal.network import DiagonalNetwork as DiagonalNetwork
 from sgfbias.diagonal.problem import SparseRegression as SparseRegression

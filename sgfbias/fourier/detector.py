@@ -16,10 +16,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sgfbias.core.descent import OptaxDescent
-from sgfbias.core.loss import LogisticLoss
 from sgfbias.core.problem import Problem
 from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
+from sgfbias.core.two_class import LogisticLoss
 from sgfbias.fourier.data import read_bits
 
 BITS, HIDDEN = 64, 16

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, as_whole
-from sgfbias.core.loss import LogisticLoss
 from sgfbias.core.problem import Problem
+from sgfbias.core.two_class import LogisticLoss
 
 # Candidates that are drawn at a time, and how often without finding a point.
 CANDIDATES, TRIALS = 1024, 16

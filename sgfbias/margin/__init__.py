@@ -5,7 +5,7 @@ conditioner h that depends on the optimiser. Its loss falls for ever, and only t
 direction of w matters. The clock `nu = -log sum_i l_i` follows it to any loss.
 """
 
-from sgfbias.core.loss import ExponentialLoss as ExponentialLoss
+from sgfbias.core.two_class import ExponentialLoss as ExponentialLoss
 from sgfbias.margin.certificate import Certificate as Certificate
 from sgfbias.margin.certificate import Which as Which
 from sgfbias.margin.certificate import certify as certify

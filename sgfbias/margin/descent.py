@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from sgfbias.core.algorithm import AbstractDescent
 from sgfbias.core.checks import is_concrete
-from sgfbias.core.descent import AbstractDescent
 from sgfbias.core.trajectory import Status
 from sgfbias.margin.degree import check_homogeneous
 from sgfbias.margin.recorded import UNITS, averaged, here, reason, values

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from sgfbias.core.loss import AbstractLoss, AbstractTwoClassLoss, SoftmaxCrossEntropyLoss
+from sgfbias.core.loss import AbstractLoss, SoftmaxCrossEntropyLoss
 from sgfbias.core.problem import Problem
+from sgfbias.core.two_class import AbstractTwoClassLoss
 
 
 def check_classification(problem: Problem) -> None:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.algorithm import AbstractDescent
 from sgfbias.core.arguments import check_model
 from sgfbias.core.brownian import check_keys
 from sgfbias.core.checks import as_whole, is_concrete, shown
-from sgfbias.core.descent import AbstractDescent
 from sgfbias.core.problem import Problem
 from sgfbias.core.record import Record
 from sgfbias.core.rules import Plain

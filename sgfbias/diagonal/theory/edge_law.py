@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from sgfbias.core.algorithm import AbstractDescent
 from sgfbias.core.checks import shown
-from sgfbias.core.descent import SVAG, AbstractDescent, GradientDescent, StochasticGradientDescent
+from sgfbias.core.descent import SVAG, GradientDescent, StochasticGradientDescent
 from sgfbias.core.flow import StochasticGradientFlow
 from sgfbias.core.noise import (
     AbstractNoise,

@@ -8,13 +8,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sgfbias.core.algorithm import AbstractDescent
 from sgfbias.core.checks import is_concrete, shown
-from sgfbias.core.descent import (
-    SVAG,
-    AbstractDescent,
-    GradientDescent,
-    StochasticGradientDescent,
-)
+from sgfbias.core.descent import SVAG, GradientDescent, StochasticGradientDescent
 from sgfbias.core.flow import GradientFlow, StochasticGradientFlow
 from sgfbias.core.noise import (
     AbstractNoise,
