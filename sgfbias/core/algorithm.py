@@ -91,6 +91,10 @@ class AbstractDescent(AbstractDynamics):
         return False
 
     @property
+    def moves_along_gradients(self):
+        return self.rule.linear
+
+    @property
     def clock(self):
         factor = 1.0 if self.momentum is None else 1 / (1 - self.momentum)
         ratio = None if self.l == 1 else jnp.asarray([1, self.l], jnp.int32)

@@ -55,6 +55,14 @@ class AbstractDynamics(eqx.Module):
         return not self.is_flow
 
     @property
+    def moves_along_gradients(self) -> bool:
+        """Whether the weights move along a sum of gradients, with numbers as weights.
+
+        An algorithm that rescales single parameters, as Adam does, moves along none.
+        """
+        return True
+
+    @property
     @abc.abstractmethod
     def clock(self) -> Clock | None:
         """The flow time of the solver steps, or None for an adaptive solver."""

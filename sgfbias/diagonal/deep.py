@@ -267,8 +267,9 @@ class DeepWeights(_DeepCoordinates):
     - A discrete algorithm has no covariance to integrate. There
       `A_+- = w_+-^{2-p} +- p (p-2) X^T c` with the c that the algorithm has moved
       along, and its limit depends on this `A_+-`.
-    - An Optax transformation does not move along any c. There `A_+- = w_+-^{2-p}`, as
-      for a network that starts at the present weights.
+    - An Optax transformation, or another rule that is not linear in the gradients,
+      does not move along any c. There `A_+- = w_+-^{2-p}`, as for a network that starts
+      at the present weights.
     """
 
     name: ClassVar[str] = "weights"
@@ -277,7 +278,7 @@ class DeepWeights(_DeepCoordinates):
 
     def __init__(self, network: DeepDiagonalNetwork, problem: Any, dynamics: Any):
         super().__init__(network, problem, dynamics)
-        moves_along_c = getattr(dynamics, "transformation", None) is None
+        moves_along_c = dynamics.moves_along_gradients
         self.book = ("slope" if moves_along_c else None) if dynamics.weights_only else "grown"
 
     def encode(self, network):

@@ -11,6 +11,7 @@ import pytest
 from helpers import network, outside_row_space, rms, slope, small_problem
 
 import sgfbias as sgf
+from sgfbias.core.rules import AbstractRule
 from sgfbias.diagonal.theory.selection_deep import deep_potential
 
 GAMMA = 0.02
@@ -19,6 +20,19 @@ GAMMA = 0.02
 def chosen(problem, runs, depth=3):
     pair = (runs.final["log_alpha_plus"], runs.final["log_alpha_minus"])
     return jax.vmap(lambda plus, minus: sgf.select(problem, (plus, minus), depth=depth).beta)(*pair)
+
+
+class TransformedByHand(AbstractRule):
+    """A rule of the user that calls an Optax transformation."""
+
+    transformation: optax.GradientTransformation
+
+    def init(self, parameters):
+        return self.transformation.init(parameters)
+
+    def update(self, gradient, memory, scale, point):
+        with jax.numpy_dtype_promotion("standard"):
+            return self.transformation.update(gradient, memory, point.parameters)
 
 
 def middle(problem, runs, depth=3):
@@ -145,19 +159,21 @@ def test_second_order_flow_of_depth_three_ends_on_the_pair_it_has_moved():
     assert stays[-1] > 5 * gaps[-1]
 
 
-def test_adam_on_a_deep_network_ends_where_a_network_that_starts_there_stays():
+@pytest.mark.parametrize("by", ["optax", "rule"])
+def test_adam_on_a_deep_network_ends_where_a_network_that_starts_there_stays(by):
     """An Optax transformation has no evolution law of A: the effective initialisations
     that come back are the weights themselves.
     """
     problem, net = small_problem(), sgf.DiagonalNetwork.init(alpha=0.5, d=25, depth=3)
     # At a constant rate the loss under Adam would rise again and again, once its second
     # moments are close to 0.
-    run = sgf.simulate(
-        sgf.OptaxDescent(optax.adam(optax.exponential_decay(1e-2, 1000, 0.1)), 1.0),
-        net,
-        problem,
-        steps=3_000,
+    adam = optax.adam(optax.exponential_decay(1e-2, 1000, 0.1))
+    algorithm = (
+        sgf.OptaxDescent(adam, 1.0)
+        if by == "optax"
+        else sgf.RuleDescent(TransformedByHand(adam), 1.0)
     )
+    run = sgf.simulate(algorithm, net, problem, steps=3_000)
     assert float(run.final["loss"]) < 1e-20
     pair = run.final["log_alpha_plus"], run.final["log_alpha_minus"]
     np.testing.assert_allclose(
