@@ -135,7 +135,8 @@ def _increasing(times: Any, *, negative: bool = False) -> np.ndarray:
     """Recorded times as an array; they must be increasing, and non-negative unless
     `negative`.
     """
-    wanted = np.atleast_1d(np.asarray(as_float_array(times, "times"), dtype=np.float64))
+    with jax.ensure_compile_time_eval():  # the times have values also under jit
+        wanted = np.atleast_1d(np.asarray(as_float_array(times, "times"), dtype=np.float64))
     if (
         wanted.ndim != 1
         or wanted.size == 0

@@ -441,6 +441,18 @@ def test_every_dynamics_in_weights_runs_under_jit():
         np.testing.assert_allclose(traced, plain, atol=1e-12)
 
 
+def test_times_can_be_chosen_under_jit_where_the_step_size_has_a_value():
+    problem, model = least_squares()
+    dynamics, times = sgf.GradientDescent(GAMMA), GAMMA * np.array([0, 3, 10])
+
+    def weights(w):
+        network = eqx.tree_at(lambda net: net.w, model, w)
+        record = sgf.Record({"w": lambda net: net.w}, times)
+        return sgf.simulate(dynamics, network, problem, steps=10, record=record)["w"]
+
+    np.testing.assert_allclose(jax.jit(weights)(model.w), weights(model.w), rtol=1e-12)
+
+
 @pytest.mark.slow
 def test_line_searches_and_transformations_that_draw():
     """L-BFGS is given the function for its line search, so that with 3 parameters it
