@@ -13,6 +13,7 @@ from sgfbias.meanfield.data import RandomLabels as RandomLabels
 from sgfbias.meanfield.error import door_error as door_error
 from sgfbias.meanfield.finite import simulate as simulate
 from sgfbias.meanfield.fitting import fit as fit
+from sgfbias.meanfield.mixture import Mixture as Mixture
 from sgfbias.meanfield.report import noise_report as noise_report
 from sgfbias.meanfield.rule import MaskedDescent as MaskedDescent
 from sgfbias.meanfield.rule import Start as Start

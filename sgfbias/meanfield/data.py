@@ -26,7 +26,8 @@ class Bins(NamedTuple):
 
     - `values`: eigenvalues of Sigma.
     - `weights`: their weights, which add up to 1.
-    - `energies`: mean squared entries of v in the eigenspaces.
+    - `energies`: mean squared entries of v in the eigenspaces. With M directions
+      (bins, M, M), the mean products of their entries.
     """
 
     values: Array
@@ -42,7 +43,8 @@ class Bins(NamedTuple):
 class Draw(NamedTuple):
     """Effective examples of the theory, each array of shape (samples,).
 
-    - `drift`: the coefficient of the overlap in the pre-activation.
+    - `drift`: the coefficient of the overlap in the pre-activation. With M directions
+      (samples, M).
     - `targets`: the targets y.
     """
 
@@ -55,7 +57,7 @@ class Sample(NamedTuple):
 
     - `inputs`: (n, d), as the model sees them.
     - `targets`: (n,).
-    - `direction`: (d,), the vector v.
+    - `direction`: (d,), the vector v, or (M, d) for M directions.
     - `covariance`: Sigma as (d, d), or as (d,) if it is diagonal.
     """
 
@@ -84,6 +86,13 @@ class AbstractData(eqx.Module):
         """Whether the data have a direction v."""
         return True
 
+    @property
+    def directions(self) -> int | None:
+        """The number M of directions of a law for models with several outputs, or None
+        for a law whose model has one output.
+        """
+        return None
+
     @abc.abstractmethod
     def bins(self) -> Bins:
         """The spectrum of the covariance."""
@@ -106,8 +115,9 @@ class AbstractData(eqx.Module):
 
         **Arguments:**
 
-        - `overlap`: m = w . v / d.
-        - `variance`: w . Sigma w / d, of the shape of the overlap.
+        - `overlap`: m = w . v / d. With several outputs (..., K, M).
+        - `variance`: w . Sigma w / d, of the shape of the overlap. With several outputs
+          (..., K, K).
         - `readout`: the function of the pre-activation, or None.
         """
 
@@ -125,6 +135,20 @@ def examples(alpha: Any, d: int) -> int:
             f"d = {d} give {exact:g}: choose another d"
         )
     return n
+
+
+def repeated(values: Array, d: int) -> Array:
+    """A number for each eigenvalue as (d,) numbers, one for each dimension.
+
+    **Raises:** `ValueError` if d is no multiple of the number of eigenvalues.
+    """
+    count = values.shape[0]
+    if d % count:
+        raise ValueError(
+            f"d must be a multiple of the number of eigenvalues, {count}, so that all have "
+            f"the same weight, but is {d}"
+        )
+    return jnp.repeat(values, d // count)
 
 
 class GaussianMixture(AbstractData):
@@ -202,15 +226,10 @@ class GaussianMixture(AbstractData):
         return Draw(drift, self._labels(centres))
 
     def sample(self, key, d, dtype):
-        n, count = examples(self.alpha, d), self.spectrum.shape[0]
-        if d % count:
-            raise ValueError(
-                f"d must be a multiple of the number of eigenvalues, {count}, so that all have "
-                f"the same weight, but is {d}"
-            )
+        n = examples(self.alpha, d)
         one, two, three = jax.random.split(key, 3)
-        spectrum = jnp.repeat(self.spectrum, d // count).astype(dtype)
-        energies = jnp.repeat(self.mean_energy, d // count).astype(dtype)
+        spectrum = repeated(self.spectrum, d).astype(dtype)
+        energies = repeated(self.mean_energy, d).astype(dtype)
         signs = jax.random.rademacher(one, (d,), dtype=jnp.int32).astype(dtype)
         direction = jnp.sqrt(energies) * signs
         centres = self._centres(two, (n,), dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.brownian import check_keys
@@ -16,12 +18,20 @@ from sgfbias.core.loss import AbstractLoss, as_loss
 from sgfbias.meanfield.curves import Curves
 from sgfbias.meanfield.data import AbstractData
 from sgfbias.meanfield.kernels import Effective, Setting
-from sgfbias.meanfield.march import block_sizes, march
+from sgfbias.meanfield.march import averaged_edges, block_sizes, march
+from sgfbias.meanfield.outputs import (
+    check_outputs,
+    count_outputs,
+    marched_matrices,
+    start_matrices,
+)
 from sgfbias.meanfield.precision import double, returned
 from sgfbias.meanfield.rule import MaskedDescent, Start
 from sgfbias.meanfield.smooth import derivatives, has_corner, no_derivative
 
 LONG, MOST_BYTES = 512, 4 * 2**30
+# The share of M_R at the last lag that is kept, above which there is a warning.
+SMALL = 0.01
 
 
 def solve(
@@ -35,6 +45,7 @@ def solve(
     samples: Any = 4000,
     replicas: Any = 1,
     readout: Any = None,
+    outputs: Any = None,
     memory: Any = None,
     dtype: Any = "float32",
 ) -> Curves:
@@ -57,12 +68,18 @@ def solve(
       whose `distance` is then known. Otherwise 1.
     - `readout`: the function of the pre-activation that gives the output. Default: the
       pre-activation.
+    - `outputs`: the number K of pre-activations of a law with several directions, such
+      as `Mixture`. Then `readout` and the loss get all of them, (K,). Default: that of
+      the start, or one for each class.
     - `memory`: the number of lags after which the memory of earlier stiffness is left
       out, or None for all of it. It bounds memory and time for long runs.
     - `dtype`: the precision of the effective examples, "float32" or "float64". Averages
       and kernels are in float64, and the curves have the precision of JAX.
 
     **Returns:** `Curves`.
+
+    **Warns:** if the memory that is left out is not small: if M_R at the last lag that
+    is kept, averaged over times and keys, is above 1% of that at the first lag.
 
     **Raises:** `ValueError` for arguments that do not fit, for a loss without finite
     second derivatives, for more memory than 4 GiB in runs of more than 512 steps, and
@@ -73,6 +90,7 @@ def solve(
     size, and exact for it.
     """
     loss, start = check_parts(data, loss, rule, start)
+    outputs = count_outputs(data, start, rule, readout, outputs)
     steps = as_whole(steps, "steps")
     samples = as_whole(samples, "samples", least=2)
     replicas = as_whole(replicas, "replicas", most=2)
@@ -83,15 +101,19 @@ def solve(
     low = jnp.dtype(dtype)
     if low not in (jnp.float32, jnp.float64):
         raise ValueError(f"`dtype` must be 'float32' or 'float64', but is {low.name!r}")
-    check_size(steps, samples, replicas, memory, low.itemsize)
+    check_size(steps, samples, replicas, memory, low.itemsize * (outputs or 1) ** 2)
     with double((data, rule, start, loss, keys)):
-        corner = has_corner(loss, readout, data.typical())
+        if outputs is None:
+            corner = has_corner(loss, readout, data.typical())
+        else:
+            corner = check_outputs(loss, readout, outputs, data)
 
         def one(key: Array) -> dict[str, Any]:
-            effective = draw_effective(data, rule, key, steps, samples, replicas, low)
+            effective = draw_effective(data, rule, key, steps, samples, replicas, low, outputs)
             return solve_drawn(data, loss, rule, start, effective, readout, steps, memory, corner)
 
         found = over_keys(one, keys)
+        warn_of_memory(found.pop("edges"), keys.ndim == 1)
     return Curves(
         **returned(found),
         keys=keys,
@@ -124,12 +146,13 @@ def check_parts(data: Any, loss: Any, rule: Any, start: Any) -> tuple[AbstractLo
     loss = as_loss(loss)
     loss.check_targets(jnp.asarray(data.typical()))
     if is_concrete((start, rule)):
-        if not data.has_direction and float(start.overlap) != 0:
+        at_zero = not np.any(np.asarray(start.overlap))
+        if not data.has_direction and not at_zero:
             raise ValueError(
                 f"{type(data).__name__} have no direction, so the overlap of the start must be 0, "
-                f"but is {float(start.overlap):g}"
+                f"but is {start.overlap}"
             )
-        if rule.sphere and float(start.overlap) == 0 and float(start.variance) == 0:
+        if rule.sphere and at_zero and not np.any(np.asarray(start.variance)):
             raise ValueError(
                 "on the sphere w cannot start at 0, which has no direction: give a start, such as "
                 "start=Start(variance=1.0)"
@@ -157,6 +180,28 @@ def check_size(steps: int, samples: int, replicas: int, memory: int | None, item
     )
 
 
+def warn_of_memory(edges: Array | None, several_keys: bool) -> None:
+    """Warn where the memory that is left out is not small.
+
+    **Arguments:**
+
+    - `edges`: ([keys,] 2), or with K outputs ([keys,] 2, K, K), M_R at the first lag
+      and at the last one that is kept, averaged over times; or None.
+    - `several_keys`: whether there is an axis of keys.
+    """
+    if edges is None or not is_concrete(edges):
+        return
+    mean = np.asarray(edges).mean(axis=0) if several_keys else np.asarray(edges)
+    first, last = (float(np.linalg.norm(part)) for part in mean)
+    if last > SMALL * first:
+        warnings.warn(
+            f"the last lag that `memory` keeps has {last / first:.1%} of the memory of the first "
+            f"lag, more than {SMALL:.0%}, so that what is left out may not be small: take a larger "
+            "`memory`, or more `samples` if this share is their error",
+            stacklevel=3,
+        )
+
+
 def over_keys(one: Callable[[Array], Any], keys: Array) -> Any:
     """The results of every key, stacked, one key after the other, as each has much
     memory. A single key gives no axis.
@@ -170,13 +215,21 @@ def over_keys(one: Callable[[Array], Any], keys: Array) -> Any:
 
 @eqx.filter_jit
 def draw_effective(
-    data: Any, rule: Any, key: Array, steps: int, samples: int, replicas: int, dtype: Any
+    data: Any,
+    rule: Any,
+    key: Array,
+    steps: int,
+    samples: int,
+    replicas: int,
+    dtype: Any,
+    outputs: int | None = None,
 ) -> Effective:
     """The effective examples of one key."""
     first, second, third = jax.random.split(key, 3)
     drift, targets = data.draw(first, samples, dtype)
     masks = jax.vmap(lambda k: rule.path(k, samples, steps))(jax.random.split(second, replicas))
-    white = jax.random.normal(third, (replicas, steps + 1, samples), dtype)
+    paths = () if outputs is None else (outputs,)
+    white = jax.random.normal(third, (replicas, steps + 1, *paths, samples), dtype)
     return Effective(drift, targets, masks.astype(dtype), white)
 
 
@@ -198,8 +251,12 @@ def solve_drawn(
     """
     numbers = (data.alpha, rule.step_size, rule.ridge, data.bins())
     setting = Setting(*_wide(numbers), data.is_explicit, rule.sphere, memory)
-    ends = _wide((start.overlap, start.variance))
-    found = _marched(setting, loss, effective, ends, readout, steps, corner)
+    if data.directions is None:
+        ends, marched = (start.overlap, start.variance), _marched
+    else:
+        ends = start_matrices(start, effective.white.shape[2], data.directions)
+        marched = marched_matrices
+    found = marched(setting, loss, effective, _wide(ends), readout, steps, corner)
     variance = found.pop("variance")
     return {**found, "test_error": data.test_error(found["overlap"], variance, readout)}
 
@@ -228,7 +285,7 @@ def _marched(
         return values, slopes, no_derivative(curvatures, r) if corner else curvatures
 
     times = steps + 1
-    kernels, means = march(setting, losses, effective, start, times)
+    kernels, seen = march(setting, losses, effective, start, times)
     bins, q = setting.bins, kernels.overlaps[:, :times]
     same, response = (k[:, :times, :times] for k in (kernels.same, kernels.response))
     own = bins.weights * bins.energies
@@ -242,7 +299,8 @@ def _marched(
         "overlap": jnp.einsum("b,bt->t", own, q),
         "correlation": correlation + jnp.einsum("b,bt,bu->tu", own, q, q),
         "response": jnp.einsum("b,btu->tu", bins.weights, response),
-        "loss": means.astype(jnp.float64),
+        "loss": seen.loss.astype(jnp.float64),
         "variance": jnp.einsum("b,bt->t", bins.weights * bins.values, spread),
         "distance": distance,
+        "edges": averaged_edges(seen, setting),
     }

@@ -68,6 +68,11 @@ def stationary_point(data: Any, loss: Any, *, ridge: Any = 0.0, readout: Any = N
     ridge = as_real(ridge, "ridge")
     check_positive(ridge, "ridge", zero_allowed=True)
     loss, _ = check_parts(data, loss, MaskedDescent(0.1), None)
+    if data.directions is not None:
+        raise ValueError(
+            f"the stationary point is known for one output only, but {type(data).__name__} is "
+            "for several: use solve with more steps"
+        )
     if not data.is_explicit:
         raise ValueError(
             "the stationary point is known for a covariance Delta I with |v|^2 = d only, and "
