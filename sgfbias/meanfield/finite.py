@@ -12,8 +12,8 @@ from sgfbias.core.brownian import check_keys
 from sgfbias.core.checks import as_whole
 from sgfbias.meanfield.curves import Curves
 from sgfbias.meanfield.outputs import check_outputs, count_outputs
+from sgfbias.meanfield.parts import check_parts
 from sgfbias.meanfield.precision import is_double
-from sgfbias.meanfield.solution import check_parts
 from sgfbias.meanfield.system import System
 from sgfbias.meanfield.system_matrices import MatrixSystem
 

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, as_real, check_positive
+from sgfbias.meanfield.parts import check_parts
 from sgfbias.meanfield.precision import returned
 from sgfbias.meanfield.rule import MaskedDescent
 from sgfbias.meanfield.smooth import derivatives, has_corner
-from sgfbias.meanfield.solution import check_parts
 
 NODES, DAMPING, MOST, TOLERANCE = 61, 0.5, 4000, 1e-10
 NEWTON = 60

@@ -6,7 +6,7 @@ import pytest
 
 import sgfbias as sgf
 from sgfbias import meanfield as mf
-from sgfbias.meanfield.solution import check_size
+from sgfbias.meanfield.parts import check_size
 
 KEY = jax.random.key(0)
 MIXTURE = mf.GaussianMixture(2.0)
