@@ -18,6 +18,8 @@ class Setting(NamedTuple):
     - `explicit`: whether the drift contains the component of z along v.
     - `sphere`: whether w is projected after every step.
     - `memory`: the longest lag of `M_R`, or None for all.
+    - `teacher`: whether targets depend on z along v, and the drift is h0 over its
+      variance.
     """
 
     alpha: Array
@@ -27,6 +29,15 @@ class Setting(NamedTuple):
     explicit: bool
     sphere: bool
     memory: int | None = None
+    teacher: bool = False
+
+    @property
+    def seen_energies(self) -> Array:
+        """The weights of q, (bins,), in what the drift multiplies: in the overlap, or
+        with a teacher in w . Sigma v / d. The sum of the latter is the variance of h0.
+        """
+        own = self.bins.weights * self.bins.energies
+        return own * self.bins.values if self.teacher else own
 
 
 class Effective(NamedTuple):

@@ -9,7 +9,8 @@ numbers), and with H the Hessian of L in the pre-activations:
 The overlap m is (K, M), and responses, correlations, D and A are K x K. Their averages
 are `mu = alpha E[f a^T]`, `G = alpha E[s H]`, `M_C = alpha E[f f^T]`, `M_R = -alpha
 E[A]`. The correlation has `C(u, t) = C(t, u)^T`, and the response R(t, u) says how
-output a moves if output b is kicked.
+output a moves if output b is kicked. Gerbelot, Troiani, Mignacco, Krzakala, Zdeborová
+2022 (arXiv 2210.06591) prove such equations.
 """
 
 from __future__ import annotations

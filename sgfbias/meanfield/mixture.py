@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +57,7 @@ class Mixture(AbstractData):
     spectrum: Array
     means: Array
     weights: Array
-    plain: bool
+    plain: bool = eqx.field(static=True)
 
     def __init__(self, alpha: Any, means: Any, *, spectrum: Any = 1.0, weights: Any = None):
         self.alpha = checked_alpha(alpha)

@@ -122,8 +122,8 @@ def marched_matrices(
     steps: int,
     corner: bool,
 ) -> dict[str, Any]:
-    """The curves but the test error, and the covariance (times, K, K) of fresh
-    pre-activations around their mean.
+    """The curves but the test error, the covariance (times, K, K) of fresh
+    pre-activations around their mean, and the overlap again as the factor of this mean.
     """
 
     def losses(r: Array) -> tuple[Array, Array, Array]:
@@ -146,8 +146,10 @@ def marched_matrices(
         gap = same - kernels.other[:, :times, :times]
         apart = 2 * jnp.einsum("b,bttaa->t", bins.weights, gap)
     now = jnp.arange(times)
+    overlap = jnp.einsum("b,btkn->tkn", bins.weights, turned)
     return {
-        "overlap": jnp.einsum("b,btkn->tkn", bins.weights, turned),
+        "overlap": overlap,
+        "signal": overlap,
         "correlation": averaged(bins.weights),
         "response": jnp.einsum("b,btuac->tuac", bins.weights, response),
         "loss": seen.loss.astype(jnp.float64),

@@ -55,17 +55,25 @@ def check_parts(data: Any, loss: Any, rule: Any, start: Any) -> tuple[AbstractLo
     return loss, start
 
 
-def check_size(steps: int, samples: int, replicas: int, memory: int | None, itemsize: int) -> None:
-    """Refuse long runs whose memory of the effective examples is above 4 GiB.
+def check_size(
+    steps: int,
+    samples: int,
+    replicas: int,
+    memory: int | None,
+    itemsize: int,
+    outputs: int | None = None,
+) -> None:
+    """Refuse long runs, and runs of several outputs, whose memory of the effective
+    examples is above 4 GiB.
 
     **Raises:** `ValueError` that says how many bytes, and which `memory` fits.
     """
-    unit = samples * replicas * itemsize
+    unit = samples * replicas * itemsize * (outputs or 1) ** 2
     window = steps if memory is None else memory
     count, size = block_sizes(steps + 1, memory)
     rows = min(count * size, window + 2 * size)
     needed = rows * rows * unit * (0.5 if memory is None else 1.0)
-    if steps <= LONG or needed <= MOST_BYTES:
+    if needed <= MOST_BYTES or (steps <= LONG and outputs is None):
         return
     fits = int((MOST_BYTES / unit) ** 0.5 / 2)
     raise ValueError(

@@ -77,12 +77,13 @@ def solve(
     lag.
 
     **Raises:** `ValueError` for arguments that do not fit, for a loss without finite
-    second derivatives, for more memory than 4 GiB in runs of more than 512 steps, and
-    for derivatives in float32.
+    second derivatives, for more memory than 4 GiB in runs of more than 512 steps or of
+    several outputs, and for derivatives in float32.
 
     The equations are those of Mignacco, Krzakala, Urbani, Zdeborová 2020 (arXiv
     2006.06098) and Mignacco, Urbani 2022 (arXiv 2112.10852), here for a finite step
-    size, and exact for it.
+    size, and exact for it. Gerbelot, Troiani, Mignacco, Krzakala, Zdeborová 2022 (arXiv
+    2210.06591) prove them, also for several outputs.
     """
     loss, start = check_parts(data, loss, rule, start)
     outputs = count_outputs(data, start, rule, readout, outputs)
@@ -96,7 +97,7 @@ def solve(
     low = jnp.dtype(dtype)
     if low not in (jnp.float32, jnp.float64):
         raise ValueError(f"`dtype` must be 'float32' or 'float64', but is {low.name!r}")
-    check_size(steps, samples, replicas, memory, low.itemsize * (outputs or 1) ** 2)
+    check_size(steps, samples, replicas, memory, low.itemsize, outputs)
     with double((data, rule, start, loss, keys)):
         if outputs is None:
             corner = has_corner(loss, readout, data.typical())
@@ -160,15 +161,15 @@ def solve_drawn(
     exact curves of a quadratic loss without masks.
     """
     numbers = (data.alpha, rule.step_size, rule.ridge, data.bins())
-    setting = Setting(*_wide(numbers), data.is_explicit, rule.sphere, memory)
+    setting = Setting(*_wide(numbers), data.is_explicit, rule.sphere, memory, data.is_teacher)
     if data.directions is None:
         ends, marched = (start.overlap, start.variance), _marched
     else:
         ends = start_matrices(start, effective.white.shape[2], data.directions)
         marched = marched_matrices
     found = marched(setting, loss, effective, _wide(ends), readout, steps, corner)
-    variance = found.pop("variance")
-    return {**found, "test_error": data.test_error(found["overlap"], variance, readout)}
+    variance, signal = found.pop("variance"), found.pop("signal")
+    return {**found, "test_error": data.test_error(signal, variance, readout)}
 
 
 def _wide(tree: Any) -> Any:
@@ -186,8 +187,11 @@ def _marched(
     steps: int,
     corner: bool,
 ) -> dict[str, Any]:
-    """The curves but the test error, and `w . Sigma w / d`. The program depends on the
-    loss and on shapes, but not on the kind of data or of masks.
+    """The curves but the test error, `w . Sigma w / d`, and what the drift multiplies:
+    the overlap, or w . Sigma v / d for a teacher.
+
+    The program depends on the loss and on shapes, but not on the kind of data or of
+    masks.
     """
 
     def losses(r: Array) -> tuple[Array, Array, Array]:
@@ -207,6 +211,7 @@ def _marched(
         distance = 2 * jnp.einsum("b,btt->t", bins.weights, gap)
     return {
         "overlap": jnp.einsum("b,bt->t", own, q),
+        "signal": jnp.einsum("b,bt->t", setting.seen_energies, q),
         "correlation": correlation + jnp.einsum("b,bt,bu->tu", own, q, q),
         "response": jnp.einsum("b,btu->tu", bins.weights, response),
         "loss": seen.loss.astype(jnp.float64),

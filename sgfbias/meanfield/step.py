@@ -9,6 +9,10 @@ where K is the response and g_t a Gaussian path with the correlation, both avera
 the spectrum. Their averages give the moments `mu = alpha E[a f]`, `G = alpha E[s L'']`,
 `M_C = alpha E[f f]`, `M_R = -alpha E[A]`, and these give the overlap, the response and
 the correlation at t + 1.
+
+The drift is `a = c + sqrt(Delta) h0` if the covariance is isotropic, and c otherwise,
+where Stein's lemma gives the part along v. For a teacher of another covariance it is h0
+over its variance, and g_t is what is left of the path without its part along h0.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ def _step(
     seen = bins.weights * bins.values
     pull = (jnp.einsum("b,bu->u", seen, kernels.response[:, t, :total]) * eta).astype(low_type)
     factors, path = _paths(setting, effective, kernels, t, seen)
-    overlap = jnp.sum(bins.weights * bins.energies * kernels.overlaps[:, t])
+    overlap = jnp.sum(setting.seen_energies * kernels.overlaps[:, t])
     r = effective.drift * overlap.astype(low_type) + path
     r = r - jnp.einsum("u,kus->ks", pull, kernels.forces)
     values, slopes, curvatures = losses(r)
@@ -114,7 +118,12 @@ def _paths(
             return row
         q = kernels.overlaps
         along = q[:, t, None] * q[:, :total]
-        return row + jnp.einsum("b,bu->u", seen * setting.bins.energies, along)
+        row = row + jnp.einsum("b,bu->u", seen * setting.bins.energies, along)
+        if setting.teacher:  # the part along h0 is in the drift
+            own = setting.seen_energies
+            signal = own @ q[:, :total]
+            row = row - (own @ q[:, t]) * signal / jnp.sum(own)
+        return row
 
     same = averaged(kernels.same)
     if kernels.other is None:
@@ -220,7 +229,10 @@ def _advance(setting: Setting, kernels: Kernels, moments: Moments, t: Array) -> 
     if setting.explicit:
         q_new = q[:, t] - eta * (setting.ridge * q[:, t] + moments.drift)
     else:
-        q_new = decay[:, 0] * q[:, t] + remembered(q[..., None])[:, 0] - eta * moments.drift
+        drift = moments.drift
+        if setting.teacher:
+            drift = bins.values * _sensitivity(setting, q, moments, t)
+        q_new = decay[:, 0] * q[:, t] + remembered(q[..., None])[:, 0] - eta * drift
     response = kernels.response.at[:, t + 1].set(row)
 
     def correlated(matrix: Array, noise: Array) -> Array:
@@ -251,6 +263,18 @@ def _advance(setting: Setting, kernels: Kernels, moments: Moments, t: Array) -> 
         same=extended(kernels.same, same),
         other=None if kernels.other is None else extended(kernels.other, other),
     )
+
+
+def _sensitivity(setting: Setting, q: Array, moments: Moments, t: Array) -> Array:
+    """`alpha E[df_t / dh0]` at fixed paths g, for a teacher.
+
+    With k_u = w_u . Sigma v / d, the covariance of h0 and g_u, Stein's lemma says
+    `alpha E[h0 f_t] = Var(h0) alpha E[df_t / dh0] + G_t k_t - sum_{u<t} M_R(t,u) k_u`.
+    """
+    own = setting.seen_energies
+    signal = own @ q
+    known = moments.stiffness * signal[t] - moments.memory @ signal[: moments.memory.shape[0]]
+    return moments.drift - known / jnp.sum(own)
 
 
 ONE = Scheme(_first, _rows, _step)

@@ -150,7 +150,8 @@ def observed(data: Any, sample: Sample, weights: Array, readout: Any) -> dict[st
     else:
         turned = weights @ sample.covariance
     variance = jnp.sum(turned * weights, axis=-1) / d
-    error = jnp.mean(data.test_error(overlap, variance, readout), axis=0)
+    signal = turned @ sample.direction / d if data.is_teacher else overlap
+    error = jnp.mean(data.test_error(signal, variance, readout), axis=0)
     distance = None
     if replicas > 1:
         apart = weights - weights[0]  # exactly 0 for runs that are equal

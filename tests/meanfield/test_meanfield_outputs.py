@@ -4,6 +4,7 @@ numbers of an independent program, and against finite systems.
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -244,6 +245,82 @@ def test_a_covariance_of_two_levels_and_unequal_classes():
         if t:
             near(runs.overlap[:, t], *mean_and_error(theory.overlap[:, t]))
             near(runs.correlation[:, t, t], *mean_and_error(theory.correlation[:, t, t]))
+
+
+def test_several_classes_of_ones_own_have_their_means_and_covariance():
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], [60, 90, 150])
+    X = (rng.normal(size=(3, 6))[y] + rng.normal(size=(300, 6)) * np.linspace(0.5, 2, 6)) / 6**0.5
+    law = mf.fit(X, y)
+    np.testing.assert_allclose(law.shares, [0.2, 0.3, 0.5], rtol=1e-12)
+    means = np.array([X[y == c].mean(axis=0) for c in range(3)])
+    centred = means - means.mean(axis=0)
+    np.testing.assert_allclose(law.direction, 6 * centred, rtol=1e-10)
+    within = sum(6 * (y == c).mean() * np.cov(X[y == c].T, bias=True) for c in range(3))
+    np.testing.assert_allclose(law.covariance, within, rtol=1e-10, atol=1e-12)
+    bins = law.bins()
+    gram = np.einsum("b,bce->ce", bins.weights, bins.energies)
+    np.testing.assert_allclose(gram, 6 * centred @ centred.T, atol=1e-10)
+    sample = law.sample(None, 6, jnp.float32)
+    assert sample.targets.dtype == jnp.int32
+    np.testing.assert_allclose(sample.inputs, X - means.mean(axis=0), rtol=1e-5, atol=1e-6)
+    assert repr(law) == "FittedClasses of 300 examples of 3 classes in 6 dimensions"
+    with pytest.raises(ValueError, match="but has 1, 2, 3; more classes have the labels 0, 1"):
+        mf.fit(X, y + 1)
+
+
+@pytest.mark.slow
+def test_directions_that_are_not_independent_give_the_same_curves():
+    """The three class means, which add up to 0, against two orthogonal directions."""
+    means = np.array(TRIANGLE)
+    plane = mf.Mixture(3.0, TRIANGLE, spectrum=[0.7])
+    law = mf.fit(np.eye(6), np.arange(6) % 3)
+    law = eqx.tree_at(
+        lambda law: (law.alpha, law.values, law.energies),
+        law,
+        (plane.alpha, jnp.asarray([0.7]), jnp.asarray((means @ means.T)[None])),
+    )
+    rule = mf.MaskedDescent(0.15, sgf.PersistentMask(0.4, persistence=5.0), ridge=0.1)
+    options = {
+        "steps": 8,
+        "samples": 200,
+        "keys": jax.random.key(0),
+        "start": mf.Start(variance=0.2),
+        "dtype": "float64",
+        "outputs": 3,
+    }
+    one, other = (mf.solve(data, SOFTMAX, rule, **options) for data in (plane, law))
+    for name in ("correlation", "response", "loss", "test_error"):
+        np.testing.assert_allclose(getattr(other, name), getattr(one, name), atol=1e-10)
+    np.testing.assert_allclose(other.overlap, one.overlap @ means.T, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_derivatives_are_those_of_differences():
+    """Along a line in the step size, the ridge, a variance, a mean and Delta."""
+    mask = sgf.PersistentMask(0.4, persistence=4.0)
+
+    def final(numbers):
+        eta, lam, r0, mean, delta = numbers
+        means = jnp.asarray(TRIANGLE).at[0, 0].set(mean)
+        curves = mf.solve(
+            mf.Mixture(2.0, means, spectrum=delta),
+            SOFTMAX,
+            mf.MaskedDescent(eta, mask, ridge=lam),
+            steps=3,
+            samples=100,
+            keys=jax.random.key(1),
+            start=mf.Start(variance=r0 * jnp.asarray(COUPLING)),
+            outputs=2,
+            readout=with_zero,
+            dtype="float64",
+        )
+        return curves.loss[-1] + curves.correlation[-1, 1, 0, 1]
+
+    at = jnp.asarray([0.3, 0.1, 0.3, 1.1, 0.6])
+    along = jnp.asarray([1.0, -2.0, 0.7, 0.4, -0.5])
+    expected = (final(at + 1e-6 * along) - final(at - 1e-6 * along)) / 2e-6
+    np.testing.assert_allclose(jax.grad(final)(at) @ along, expected, rtol=1e-5)
 
 
 def test_the_share_of_wrong_classes_of_two_clusters_is_known():
