@@ -41,7 +41,7 @@ def spread(effective: Effective) -> Effective:
     mesh = Mesh(np.array(devices[:count]), ("samples",))
 
     def parts(array: Array, axis: int) -> Array:
-        names = [None] * array.ndim
+        names: list[str | None] = [None] * array.ndim
         names[axis] = "samples"
         return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*names)))
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float_array, as_numbers, check_finite
-from sgfbias.meanfield.classes import FittedClasses, fit_classes, own_sample
+from sgfbias.meanfield.classes import fit_classes, own_sample
 from sgfbias.meanfield.data import AbstractData, Bins, Draw, checked_alpha
 from sgfbias.meanfield.error import upper_tail
 from sgfbias.meanfield.precision import returned
@@ -89,7 +89,7 @@ class FittedMixture(AbstractData):
         return f"FittedMixture of {n} examples in {p} dimensions"
 
 
-def fit(X: Any, y: Any, *, alpha: Any = None) -> FittedMixture | FittedClasses:
+def fit(X: Any, y: Any, *, alpha: Any = None) -> Any:
     """The law of normal clusters with the class means and the pooled covariance of
     given data, of two classes or of more.
 
@@ -104,7 +104,8 @@ def fit(X: Any, y: Any, *, alpha: Any = None) -> FittedMixture | FittedClasses:
     - `y`: (n,), labels -1 and 1, or 0 and 1, or 0, ..., C - 1 for C > 2 classes.
     - `alpha`: n / p of the runs to predict, if they have another number of examples.
 
-    **Returns:** a law of data for `solve` and `simulate`.
+    **Returns:** a law of data for `solve` and `simulate`, with two classes a
+    `FittedMixture`, and with more `FittedClasses`.
 
     **Raises:** `ValueError` for arrays of other shapes, other labels, and two classes
     of unequal size, since the theory of one output has clusters with equal chance.

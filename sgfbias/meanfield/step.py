@@ -87,8 +87,8 @@ def _step(
     forces = kernels.forces.at[:, t].set(force)
     kernels = kernels._replace(factors=factors, forces=forces)
     moments = _moments(setting, effective, forces, force, stiff, row, t, low * size)
-    seen = Seen(jnp.mean(values), edges(setting, moments.memory, t))
-    return (_advance(setting, kernels, moments, t), current), seen
+    found = Seen(jnp.mean(values), edges(setting, moments.memory, t))
+    return (_advance(setting, kernels, moments, t), current), found
 
 
 def edges(setting: Setting, memory: Array, t: Array) -> Array | None:
