@@ -98,17 +98,21 @@ def check_outputs(
         return False
     lines = np.concatenate([np.eye(outputs), np.linspace(1.0, -0.7, outputs)[None]])
     offset = 0.37 * np.cos(1.0 + np.arange(outputs))
-    return any(has_corner(loss, _Line(readout, offset, line), targets) for line in lines)
+    with jax.ensure_compile_time_eval():  # also within jit
+        readouts = [_Line(readout, jnp.asarray(offset), jnp.asarray(line)) for line in lines]
+    corners = [has_corner(loss, line, targets) for line in readouts]  # each may refuse
+    return any(corners)
 
 
-class _Line:
-    """The readout on a line of pre-activations."""
+class _Line(eqx.Module):
+    """The readout on a line of pre-activations. All lines have one program."""
 
-    def __init__(self, readout: Any, offset: np.ndarray, line: np.ndarray):
-        self.readout, self.offset, self.line = readout, offset, line
+    readout: Any
+    offset: Array
+    line: Array
 
     def __call__(self, x: Array) -> Any:
-        r = jnp.asarray(self.offset, x.dtype) + x * jnp.asarray(self.line, x.dtype)
+        r = self.offset.astype(x.dtype) + x * self.line.astype(x.dtype)
         return r if self.readout is None else self.readout(r)
 
 
