@@ -113,7 +113,7 @@ def mean_field(scale: float = 1.0) -> dict[str, Any]:
     import jax
 
     import sgfbias as sgf
-    from sgfbias.meanfield.finite import Linear, Penalty
+    from sgfbias.meanfield.system import Linear, Penalty
 
     mf = sgf.meanfield
     steps, samples = max(8, int(STEPS * scale)), max(200, int(SAMPLES * scale))

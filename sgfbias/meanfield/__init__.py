@@ -8,11 +8,12 @@ follow from the law of the data alone.
 
 from sgfbias.meanfield.curves import Curves as Curves
 from sgfbias.meanfield.data import GaussianMixture as GaussianMixture
-from sgfbias.meanfield.data import LinearTeacher as LinearTeacher
-from sgfbias.meanfield.data import RandomLabels as RandomLabels
 from sgfbias.meanfield.error import door_error as door_error
 from sgfbias.meanfield.finite import simulate as simulate
 from sgfbias.meanfield.fitting import fit as fit
+from sgfbias.meanfield.labels import LinearTeacher as LinearTeacher
+from sgfbias.meanfield.labels import RandomLabels as RandomLabels
+from sgfbias.meanfield.mixture import Mixture as Mixture
 from sgfbias.meanfield.report import noise_report as noise_report
 from sgfbias.meanfield.rule import MaskedDescent as MaskedDescent
 from sgfbias.meanfield.rule import Start as Start

@@ -27,6 +27,11 @@ UNITS = {
 class Curves(eqx.Module):
     """What happens at the times 0, ..., steps. A single key gives no axis of keys.
 
+    With K outputs and M directions the overlap has two more axes (K, M), `w_k . v_m /
+    d`, and the correlation and the response have two more axes (K, K): `w_k(t) .
+    w_l(u) / d`, and the response of output k to a kick of output l. The distance is
+    summed over outputs.
+
     - `overlap`: (keys, steps + 1), m = w . v / d.
     - `correlation`: (keys, steps + 1, steps + 1), `w_t . w_u / d`.
     - `response`: (keys, steps + 1, steps + 1), the response of w at time t to a kick
@@ -57,7 +62,12 @@ class Curves(eqx.Module):
     @property
     def steps(self) -> int:
         """The number of steps."""
-        return self.overlap.shape[-1] - 1
+        return self.loss.shape[-1] - 1
+
+    @property
+    def outputs(self) -> int | None:
+        """The number K of outputs, or None for a law with one direction."""
+        return self.overlap.shape[-2] if self.overlap.ndim > self.loss.ndim else None
 
     @property
     def times(self) -> Array:
@@ -68,7 +78,10 @@ class Curves(eqx.Module):
     def diverged_at(self) -> Array:
         """The first time at which a curve is not finite, (keys,), or -1."""
         host = numpy_for((self.loss, self.overlap))
-        bad = ~(host.isfinite(self.loss) & host.isfinite(self.overlap))
+        finite = host.isfinite(self.overlap)
+        if self.outputs is not None:
+            finite = finite.all(axis=(-2, -1))
+        bad = ~(host.isfinite(self.loss) & finite)
         return jnp.asarray(host.where(bad.any(axis=-1), bad.argmax(axis=-1), -1))
 
     def status(self) -> str:
@@ -90,23 +103,33 @@ class Curves(eqx.Module):
         """Everything as an `xarray.Dataset` with units and provenance.
 
         Its dimensions are `key` and `time`, and `earlier` for the second time of the
-        correlation and the response.
+        correlation and the response. With several outputs there are `output`,
+        `direction`, and `other_output` for the second output of these two.
         """
         import xarray as xr
 
-        lead = ("key",) if self.overlap.ndim == 2 else ()
+        lead = ("key",) if self.loss.ndim == 2 else ()
+        pairs: dict[str, tuple[str, ...]] = {}
+        if self.outputs is not None:
+            both = ("output", "other_output")
+            pairs = {
+                "overlap": ("output", "direction"),
+                "correlation": both,
+                "response": both,
+            }
         times = np.arange(self.steps + 1)
         data = {}
         for name, value in self.fields().items():
-            tail = ("time", "earlier") if value.ndim == len(lead) + 2 else ("time",)
-            data[name] = xr.Variable((*lead, *tail), np.asarray(value), {"units": UNITS[name]})
+            tail = ("time", "earlier") if name in ("correlation", "response") else ("time",)
+            dims = (*lead, *tail, *pairs.get(name, ()))
+            data[name] = xr.Variable(dims, np.asarray(value), {"units": UNITS[name]})
         axis = {"units": "steps"}
         axes: dict[str, Any] = {
             "time": xr.Variable("time", times, axis),
             "earlier": xr.Variable("earlier", times, axis),
         }
         if lead:
-            axes["key"] = np.arange(self.overlap.shape[0])
+            axes["key"] = np.arange(self.loss.shape[0])
         made = {
             "origin": self.origin,
             "data": repr(self.data),
@@ -121,16 +144,16 @@ class Curves(eqx.Module):
         title = f"Curves of {self.origin}"
         if any(isinstance(v, jax.core.Tracer | jax.ShapeDtypeStruct) for v in (self.overlap,)):
             return f"{title}, traced: {shapes}"
-        alone = self.overlap.ndim == 1
+        alone = self.loss.ndim == 1
         lines = [
             title,
-            f"  keys    {1 if alone else self.overlap.shape[0]}{' (no axis)' if alone else ''}",
+            f"  keys    {1 if alone else self.loss.shape[0]}{' (no axis)' if alone else ''}",
             f"  steps   {self.steps}",
             f"  status  {self.status()}",
         ]
         for name in ("overlap", "loss", "test_error", "distance"):
             value = getattr(self, name)
-            if value is None:
+            if value is None or value.ndim > self.loss.ndim:
                 continue
             rows = np.atleast_2d(np.asarray(value))
             ends = ""

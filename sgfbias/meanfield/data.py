@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_real, as_whole, check_positive, is_concrete
+from sgfbias.core.checks import as_real, as_whole, is_concrete
 from sgfbias.meanfield.error import class_error, upper_tail
 
 
@@ -26,7 +26,8 @@ class Bins(NamedTuple):
 
     - `values`: eigenvalues of Sigma.
     - `weights`: their weights, which add up to 1.
-    - `energies`: mean squared entries of v in the eigenspaces.
+    - `energies`: mean squared entries of v in the eigenspaces. With M directions
+      (bins, M, M), the mean products of their entries.
     """
 
     values: Array
@@ -42,7 +43,8 @@ class Bins(NamedTuple):
 class Draw(NamedTuple):
     """Effective examples of the theory, each array of shape (samples,).
 
-    - `drift`: the coefficient of the overlap in the pre-activation.
+    - `drift`: the coefficient of the overlap in the pre-activation. With M directions
+      (samples, M).
     - `targets`: the targets y.
     """
 
@@ -55,7 +57,7 @@ class Sample(NamedTuple):
 
     - `inputs`: (n, d), as the model sees them.
     - `targets`: (n,).
-    - `direction`: (d,), the vector v.
+    - `direction`: (d,), the vector v, or (M, d) for M directions.
     - `covariance`: Sigma as (d, d), or as (d,) if it is diagonal.
     """
 
@@ -84,6 +86,20 @@ class AbstractData(eqx.Module):
         """Whether the data have a direction v."""
         return True
 
+    @property
+    def is_teacher(self) -> bool:
+        """Whether targets depend on z along v, and `is_explicit` is false. The drift is
+        then h0 over its variance, with `h0 = z . v / sqrt(d)`.
+        """
+        return False
+
+    @property
+    def directions(self) -> int | None:
+        """The number M of directions of a law for models with several outputs, or None
+        for a law whose model has one output.
+        """
+        return None
+
     @abc.abstractmethod
     def bins(self) -> Bins:
         """The spectrum of the covariance."""
@@ -106,8 +122,10 @@ class AbstractData(eqx.Module):
 
         **Arguments:**
 
-        - `overlap`: m = w . v / d.
-        - `variance`: w . Sigma w / d, of the shape of the overlap.
+        - `overlap`: m = w . v / d. If `is_teacher`, w . Sigma v / d instead. With
+          several outputs (..., K, M).
+        - `variance`: w . Sigma w / d, of the shape of the overlap. With several outputs
+          (..., K, K).
         - `readout`: the function of the pre-activation, or None.
         """
 
@@ -125,6 +143,20 @@ def examples(alpha: Any, d: int) -> int:
             f"d = {d} give {exact:g}: choose another d"
         )
     return n
+
+
+def repeated(values: Array, d: int) -> Array:
+    """A number for each eigenvalue as (d,) numbers, one for each dimension.
+
+    **Raises:** `ValueError` if d is no multiple of the number of eigenvalues.
+    """
+    count = values.shape[0]
+    if d % count:
+        raise ValueError(
+            f"d must be a multiple of the number of eigenvalues, {count}, so that all have "
+            f"the same weight, but is {d}"
+        )
+    return jnp.repeat(values, d // count)
 
 
 class GaussianMixture(AbstractData):
@@ -202,15 +234,10 @@ class GaussianMixture(AbstractData):
         return Draw(drift, self._labels(centres))
 
     def sample(self, key, d, dtype):
-        n, count = examples(self.alpha, d), self.spectrum.shape[0]
-        if d % count:
-            raise ValueError(
-                f"d must be a multiple of the number of eigenvalues, {count}, so that all have "
-                f"the same weight, but is {d}"
-            )
+        n = examples(self.alpha, d)
         one, two, three = jax.random.split(key, 3)
-        spectrum = jnp.repeat(self.spectrum, d // count).astype(dtype)
-        energies = jnp.repeat(self.mean_energy, d // count).astype(dtype)
+        spectrum = repeated(self.spectrum, d).astype(dtype)
+        energies = repeated(self.mean_energy, d).astype(dtype)
         signs = jax.random.rademacher(one, (d,), dtype=jnp.int32).astype(dtype)
         direction = jnp.sqrt(energies) * signs
         centres = self._centres(two, (n,), dtype)
@@ -229,100 +256,6 @@ class GaussianMixture(AbstractData):
             centres, weights = ((-1.0, 0.0, 1.0), (0.25, 0.5, 0.25))
         labels = [float(y) for y in np.asarray(self._labels(np.asarray(centres)))]
         return class_error(overlap, variance, readout, centres, weights, labels)
-
-
-class LinearTeacher(AbstractData):
-    """A linear teacher: `y = z . v / sqrt(d) + s zeta`, with x = z standard normal and
-    zeta standard normal.
-
-    **Arguments:**
-
-    - `alpha`: n / d > 0, the number of examples per dimension.
-    - `label_noise`: s >= 0, the standard deviation of the noise of the targets.
-
-    The `test_error` of this law is the mean of `(y - r)^2` over fresh examples.
-
-    **Raises:** `ValueError` for numbers outside these ranges.
-    """
-
-    alpha: Array
-    label_noise: Array
-
-    def __init__(self, alpha: Any, *, label_noise: Any = 0.0):
-        self.alpha = checked_alpha(alpha)
-        self.label_noise = as_real(label_noise, "label_noise")
-        check_positive(self.label_noise, "label_noise", zero_allowed=True)
-
-    def typical(self):
-        return np.asarray([-1.3, 0.4, 1.9])
-
-    def bins(self):
-        return Bins(jnp.ones(1), jnp.ones(1), jnp.ones(1))
-
-    def draw(self, key, samples, dtype):
-        along, noise = jax.random.normal(key, (2, samples), dtype)
-        return Draw(along, along + self.label_noise.astype(dtype) * noise)
-
-    def sample(self, key, d, dtype):
-        n = examples(self.alpha, d)
-        one, two, three = jax.random.split(key, 3)
-        direction = jax.random.rademacher(one, (d,), dtype=jnp.int32).astype(dtype)
-        inputs = jax.random.normal(two, (n, d), dtype) / math.sqrt(d)
-        noise = self.label_noise.astype(dtype) * jax.random.normal(three, (n,), dtype)
-        return Sample(inputs, inputs @ direction + noise, direction, jnp.ones(d, dtype))
-
-    def test_error(self, overlap, variance, readout):
-        noise = jnp.square(self.label_noise).astype(overlap.dtype)
-        if readout is None:
-            return 1 - 2 * overlap + variance + noise
-        places, shares = np.polynomial.hermite_e.hermegauss(60)
-        weights = jnp.asarray(shares / shares.sum(), overlap.dtype)
-        nodes = jnp.asarray(places, overlap.dtype)
-        rest = jnp.sqrt(jnp.maximum(variance - jnp.square(overlap), 0))
-        r = overlap[..., None, None] * nodes[:, None] + rest[..., None, None] * nodes
-        gap = jnp.square(jnp.vectorize(readout)(r) - nodes[:, None])
-        return jnp.einsum("...ab,a,b->...", gap, weights, weights) + noise
-
-
-class RandomLabels(AbstractData):
-    """Labels without a rule: x = z is standard normal, and y is -1 or 1 with equal
-    chance.
-
-    **Arguments:**
-
-    - `alpha`: n / d > 0, the number of examples per dimension.
-
-    The `test_error` of this law is 1/2.
-
-    **Raises:** `ValueError` for an `alpha` that is not positive.
-    """
-
-    alpha: Array
-
-    def __init__(self, alpha: Any):
-        self.alpha = checked_alpha(alpha)
-
-    @property
-    def has_direction(self):
-        return False
-
-    def bins(self):
-        return Bins(jnp.ones(1), jnp.ones(1), jnp.ones(1))
-
-    def draw(self, key, samples, dtype):
-        targets = jax.random.rademacher(key, (samples,), dtype=jnp.int32).astype(dtype)
-        return Draw(jnp.zeros(samples, dtype), targets)
-
-    def sample(self, key, d, dtype):
-        n = examples(self.alpha, d)
-        one, two, three = jax.random.split(key, 3)
-        direction = jax.random.rademacher(one, (d,), dtype=jnp.int32).astype(dtype)
-        inputs = jax.random.normal(two, (n, d), dtype) / math.sqrt(d)
-        targets = jax.random.rademacher(three, (n,), dtype=jnp.int32).astype(dtype)
-        return Sample(inputs, targets, direction, jnp.ones(d, dtype))
-
-    def test_error(self, overlap, variance, readout):
-        return jnp.full_like(overlap, 0.5)
 
 
 def checked_alpha(alpha: Any) -> Array:

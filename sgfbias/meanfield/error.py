@@ -1,17 +1,20 @@
-"""Errors of a linear classifier on fresh examples, by integrals over one Gaussian."""
+"""Errors of a linear classifier on fresh examples, by integrals over Gaussians."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jax.scipy.special as special
 import numpy as np
 from jaxtyping import Array
 
 NODES = 20_001
+POINTS = 2**13
 
 
 def upper_tail(x: Any) -> Array:
@@ -50,6 +53,57 @@ def class_error(
         outputs = r if readout is None else jnp.vectorize(readout)(r)
         error = error + weight * jnp.mean(jnp.sign(outputs) != label, axis=-1, dtype=error.dtype)
     return error
+
+
+@functools.cache
+def _points(outputs: int) -> np.ndarray:
+    """Quasi-random standard normal points (`POINTS`, K), from a Sobol sequence."""
+    from scipy.special import ndtri
+    from scipy.stats import qmc
+
+    uniform = qmc.Sobol(outputs, scramble=False).random(POINTS) + 0.5 / POINTS
+    return np.asarray(ndtri(uniform))
+
+
+def wrong_classes(
+    overlap: Array, covariance: Array, readout: Any, centres: Array, chances: Array
+) -> Array:
+    """The probability that the class of a fresh example is not that of its largest
+    output. With a single output a positive one stands for all labels but 0.
+
+    The pre-activations of class c are normal with mean `m c` and the covariance. Their
+    average is over 8,192 quasi-random points, whose error is about 1e-3, and its
+    derivatives are 0.
+
+    **Arguments:**
+
+    - `overlap`: m, (..., K, M).
+    - `covariance`: w . Sigma w / d, (..., K, K).
+    - `readout`: a function of the K pre-activations, or None.
+    - `centres`: (C, M), the means of the classes 0, ..., C - 1.
+    - `chances`: (C,), their probabilities.
+    """
+    overlap, covariance = jax.lax.stop_gradient((overlap, covariance))
+    outputs, directions = overlap.shape[-2:]
+    dtype = overlap.dtype
+    normal = jnp.asarray(_points(outputs), dtype)
+
+    def error(ends: tuple[Array, Array]) -> Array:
+        m, spread = ends
+        values, vectors = jnp.linalg.eigh(spread)
+        noise = normal @ (vectors * jnp.sqrt(jnp.maximum(values, 0))).T
+
+        def of_class(centre: Array, label: Array) -> Array:
+            r = m @ centre + noise
+            found = r if readout is None else jax.vmap(readout)(r)
+            wrong = (found > 0) != (label > 0) if found.ndim == 1 else found.argmax(-1) != label
+            return jnp.mean(wrong, dtype=dtype)
+
+        each = jax.vmap(of_class)(centres.astype(dtype), jnp.arange(centres.shape[0]))
+        return jnp.sum(each * chances.astype(dtype))
+
+    flat = overlap.reshape(-1, outputs, directions), covariance.reshape(-1, outputs, outputs)
+    return jax.lax.map(error, flat).reshape(overlap.shape[:-2])
 
 
 def door_error(overlap: Any, variance: Any, width: Any) -> Array:

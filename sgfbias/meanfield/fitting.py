@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float_array, as_numbers, check_finite
-from sgfbias.meanfield.data import AbstractData, Bins, Draw, Sample, checked_alpha
+from sgfbias.meanfield.classes import fit_classes, own_sample
+from sgfbias.meanfield.data import AbstractData, Bins, Draw, checked_alpha
 from sgfbias.meanfield.error import upper_tail
 from sgfbias.meanfield.precision import returned
 
@@ -53,19 +54,7 @@ class FittedMixture(AbstractData):
 
     def sample(self, key, d, dtype):
         """The user's own data, whatever the key."""
-        n, p = self.inputs.shape
-        if d != p:
-            raise ValueError(
-                f"these data have {p} dimensions of their own, but d = {d} was asked for: leave "
-                "`d` out"
-            )
-        if abs(float(self.alpha) * p - n) > 1e-6 * n:
-            raise ValueError(
-                f"`alpha` was set to {float(self.alpha):g}, but these data have n/p = {n / p:g}: "
-                "finite runs need fit(X, y) without `alpha`"
-            )
-        arrays = (self.inputs, self.targets, self.direction, self.covariance)
-        return Sample(*(jnp.asarray(a).astype(dtype) for a in arrays))
+        return own_sample(self, d, dtype)
 
     def test_error(self, overlap, variance, readout):
         if readout is not None:
@@ -100,21 +89,26 @@ class FittedMixture(AbstractData):
         return f"FittedMixture of {n} examples in {p} dimensions"
 
 
-def fit(X: Any, y: Any, *, alpha: Any = None) -> FittedMixture:
-    """The law of two normal clusters with the class means and the pooled covariance of
-    given data.
+def fit(X: Any, y: Any, *, alpha: Any = None) -> Any:
+    """The law of normal clusters with the class means and the pooled covariance of
+    given data, of two classes or of more.
+
+    Two classes are for a model with one output, such as with `LogisticLoss`. More are
+    for models with several outputs, by default one for each class, such as with
+    `SoftmaxCrossEntropyLoss`.
 
     **Arguments:**
 
     - `X`: (n, p), the inputs as the model sees them: standardise them first, and divide
-      by `sqrt(p)`. They are centred at the midpoint of the class means.
-    - `y`: (n,), labels -1 and 1, or 0 and 1.
+      by `sqrt(p)`. They are centred at the mean of the class means.
+    - `y`: (n,), labels -1 and 1, or 0 and 1, or 0, ..., C - 1 for C > 2 classes.
     - `alpha`: n / p of the runs to predict, if they have another number of examples.
 
-    **Returns:** a law of data for `solve` and `simulate`.
+    **Returns:** a law of data for `solve` and `simulate`, with two classes a
+    `FittedMixture`, and with more `FittedClasses`.
 
-    **Raises:** `ValueError` for arrays of other shapes, other labels, and classes of
-    unequal size, since the theory has clusters with equal chance.
+    **Raises:** `ValueError` for arrays of other shapes, other labels, and two classes
+    of unequal size, since the theory of one output has clusters with equal chance.
     """
     with jax.enable_x64(True):
         X = as_float_array(X, "X").astype(jnp.float64)
@@ -126,9 +120,14 @@ def fit(X: Any, y: Any, *, alpha: Any = None) -> FittedMixture:
             )
         check_finite(X, "X")
         found = set(np.unique(np.asarray(labels)).tolist())
+        if len(found) > 2 and found == set(range(len(found))):
+            return returned(fit_classes(X, jnp.asarray(labels).astype(jnp.int32), alpha))
         if found not in ({-1, 1}, {0, 1}):
             shown = ", ".join(f"{v:g}" for v in sorted(found)[:5])
-            raise ValueError(f"`y` must have the labels -1 and 1, or 0 and 1, but has {shown}")
+            raise ValueError(
+                f"`y` must have the labels -1 and 1, or 0 and 1, but has {shown}; more classes "
+                "have the labels 0, 1, ..., C - 1"
+            )
         labels = jnp.where(labels > 0, 1.0, -1.0)
         n, p = X.shape
         share = float(jnp.mean(labels > 0))

@@ -6,9 +6,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_real, check_positive, is_concrete
+from sgfbias.core.checks import as_float_array, as_real, check_finite, check_positive, is_concrete
 
 
 class MaskedDescent(eqx.Module):
@@ -76,16 +77,50 @@ class Start(eqx.Module):
 
     **Arguments:**
 
-    - `overlap`: m = w . v / d.
-    - `variance`: R0 >= 0, the part of `|w|^2 / d` without the overlap.
+    - `overlap`: m = w . v / d. With K outputs and M directions a matrix (K, M), whose
+      entries are w_k . v_m / d.
+    - `variance`: R0 >= 0, the part of `|w|^2 / d` without the overlap. With K outputs a
+      covariance (K, K), or a number, which is that of each output.
 
-    **Raises:** `ValueError` for a variance that is negative.
+    **Raises:** `ValueError` for a variance that is negative, or no covariance.
     """
 
     overlap: Array
     variance: Array
 
     def __init__(self, overlap: Any = 0.0, variance: Any = 0.0):
-        self.overlap = as_real(overlap, "overlap")
-        self.variance = as_real(variance, "variance")
-        check_positive(self.variance, "variance", zero_allowed=True)
+        self.overlap = _number_or_matrix(overlap, "overlap")
+        self.variance = _number_or_matrix(variance, "variance")
+        if self.variance.ndim == 0:
+            check_positive(self.variance, "variance", zero_allowed=True)
+        elif is_concrete(self.variance):
+            check_covariance(np.asarray(self.variance))
+
+
+def _number_or_matrix(value: Any, name: str) -> Array:
+    """A number, or a matrix of finite numbers.
+
+    **Raises:** `ValueError` for anything else.
+    """
+    if not isinstance(value, list | tuple) and np.ndim(value) == 0:
+        return as_real(value, name)
+    array = as_float_array(value, name).astype(jnp.result_type(float))
+    if array.ndim != 2:
+        raise ValueError(f"`{name}` must be a number or a matrix, but has shape {array.shape}")
+    check_finite(array, name)
+    return array
+
+
+def check_covariance(matrix: np.ndarray) -> None:
+    """Refuse a matrix that is no covariance of outputs.
+
+    **Raises:** `ValueError` that says why it is none.
+    """
+    rows, columns = matrix.shape
+    if rows != columns or not np.allclose(matrix, matrix.T, rtol=1e-5, atol=1e-8):
+        raise ValueError("`variance` must be a symmetric matrix (K, K), or a number, but is not")
+    least = float(np.linalg.eigvalsh(matrix.astype(np.float64)).min())
+    if least < -1e-6 * max(1.0, float(np.abs(matrix).max())):
+        raise ValueError(
+            f"`variance` is a covariance of outputs, but has the negative eigenvalue {least:g}"
+        )

@@ -38,6 +38,31 @@ def derivatives(
     return jax.vmap(all_three)(r)
 
 
+def hessians(
+    loss: AbstractLoss, readout: Any, r: Array, targets: Array
+) -> tuple[Array, Array, Array]:
+    """The losses (replicas, samples) at pre-activations (replicas, K, samples), their
+    gradients (replicas, K, samples), and their Hessians (replicas, K, K, samples).
+    """
+
+    def value(rows: Array) -> Array:
+        outputs = rows.T if readout is None else jax.vmap(readout)(rows.T)
+        return loss(outputs, targets)
+
+    slope = jax.grad(lambda rows: jnp.sum(value(rows)))
+
+    def all_three(rows: Array) -> tuple[Array, Array, Array]:
+        def along(axis: Array) -> Array:
+            direction = jnp.broadcast_to(axis[:, None], rows.shape)
+            return jax.jvp(slope, (rows,), (direction,))[1]
+
+        # Row b holds the change of the gradient along b, and a Hessian is symmetric.
+        curvatures = jax.vmap(along)(jnp.eye(rows.shape[0], dtype=rows.dtype))
+        return value(rows), slope(rows), curvatures
+
+    return jax.vmap(all_three)(r)
+
+
 def has_corner(loss: AbstractLoss, readout: Any, targets: np.ndarray) -> bool:
     """Whether the second derivative of the loss jumps, so that derivatives of averages
     over examples have a part that automatic differentiation does not see.

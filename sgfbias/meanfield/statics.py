@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, as_real, check_positive
+from sgfbias.meanfield.parts import check_parts
 from sgfbias.meanfield.precision import returned
 from sgfbias.meanfield.rule import MaskedDescent
 from sgfbias.meanfield.smooth import derivatives, has_corner
-from sgfbias.meanfield.solution import check_parts
 
 NODES, DAMPING, MOST, TOLERANCE = 61, 0.5, 4000, 1e-10
 NEWTON = 60
@@ -68,6 +68,11 @@ def stationary_point(data: Any, loss: Any, *, ridge: Any = 0.0, readout: Any = N
     ridge = as_real(ridge, "ridge")
     check_positive(ridge, "ridge", zero_allowed=True)
     loss, _ = check_parts(data, loss, MaskedDescent(0.1), None)
+    if data.directions is not None:
+        raise ValueError(
+            f"the stationary point is known for one output only, but {type(data).__name__} is "
+            "for several: use solve with more steps"
+        )
     if not data.is_explicit:
         raise ValueError(
             "the stationary point is known for a covariance Delta I with |v|^2 = d only, and "

@@ -96,7 +96,8 @@ def effective_temperature(curves: Curves, waiting: Any, *, lags: Any = None) -> 
 
     With C the correlation and R the response, `drop = (C(t,t) + C(w,w))/2 - C(t,w)` and
     `chi = eta sum_{u=w}^{t-1} R(t,u)`; the temperature is `drop / chi`. On the sphere
-    the response is that of w as it is projected.
+    the response is that of w as it is projected. With several outputs C and R are means
+    over the outputs of their diagonals.
 
     **Arguments:**
 
@@ -132,16 +133,21 @@ def effective_temperature(curves: Curves, waiting: Any, *, lags: Any = None) -> 
 
 def _measured(curves: Curves, waiting: int, lags: int) -> Temperature:
     assert curves.response is not None
-    eta = jnp.asarray(curves.rule.step_size).astype(curves.response.dtype)
+    correlation, response = curves.correlation, curves.response
+    if curves.outputs is not None:  # the mean over outputs
+        correlation, response = (
+            jnp.trace(matrix, axis1=-2, axis2=-1) / curves.outputs
+            for matrix in (correlation, response)
+        )
+    eta = jnp.asarray(curves.rule.step_size).astype(response.dtype)
     begins = range(waiting, curves.steps - lags + 1)
-    rows = [from_kernels(curves.correlation, curves.response, eta, w) for w in begins]
+    rows = [from_kernels(correlation, response, eta, w) for w in begins]
     drop, chi = (
         jnp.mean(jnp.stack([row[k][..., : lags + 1] for row in rows]), axis=0) for k in (0, 1)
     )
     half = (curves.steps - waiting) // 2
-    later, chi_later = from_kernels(curves.correlation, curves.response, eta, waiting + half)
+    later, chi_later = from_kernels(correlation, response, eta, waiting + half)
     halves = [drop[..., half] / chi[..., half], later[..., half] / chi_later[..., half]]
-    correlation = curves.correlation
     drift = jnp.abs(correlation[..., -1, -1] - correlation[..., waiting, waiting])
     return Temperature(drop, chi, drop[..., -1] / chi[..., -1], drift, jnp.stack(halves, axis=-1))
 

@@ -22,7 +22,7 @@ from sgfbias.meanfield import (
     noise_report,
     solve,
 )
-from sgfbias.meanfield.finite import Linear
+from sgfbias.meanfield.system import Linear
 from sgfbias.study import (
     Above,
     AtLeast,
