@@ -26,8 +26,13 @@ ROWS = 32
 # of a program also depend on the size of a tile, in ways that are not known.
 ALONE_DECIDE = jax.__version_info__ < (0, 11)
 
-# The digits of the products of random numbers that have been taken in this process.
-_DIGITS: dict[Any, list[bytes]] = {}
+# Numbers of every seed that are compared at least, in several rounds if a product has
+# fewer. Where the digits of small products differ, a few in a hundred of them do.
+NUMBERS = 256
+
+# The digits of the products of random numbers that have been taken in this process: of
+# every round, those of every seed.
+_DIGITS: dict[Any, list[list[bytes]]] = {}
 
 
 class Product(NamedTuple):
@@ -51,6 +56,11 @@ class Product(NamedTuple):
         contracted, shared = dict(self.parameters)["dimension_numbers"]
         out = {*contracted[which], *shared[which]}
         return max(1, math.prod(n for k, n in enumerate(self.shapes[which]) if k not in out))
+
+    @property
+    def rounds(self) -> int:
+        """How often the product is taken of random numbers, to compare its digits."""
+        return math.ceil(NUMBERS / (self.outer(0) * self.outer(1)))
 
     @property
     def is_shared(self) -> bool:
@@ -123,7 +133,11 @@ def choose(products: frozenset[Product], size: int, largest: int) -> tuple[int, 
 
 def _differ(one: Any, other: Any) -> bool:
     """Whether the seeds that two taken products share have different digits."""
-    return any(a != b for a, b in zip(_DIGITS[one], _DIGITS[other], strict=False))
+    return any(
+        a != b
+        for some, others in zip(_DIGITS[one], _DIGITS[other], strict=False)
+        for a, b in zip(some, others, strict=False)
+    )
 
 
 def _take(asked: Iterable[tuple[Product, Any, int]]) -> None:
@@ -136,17 +150,30 @@ def _take(asked: Iterable[tuple[Product, Any, int]]) -> None:
     def all_of(factors: Any) -> Any:
         return [way(p, *pair) for (p, way, _), pair in zip(missing, factors, strict=True)]
 
-    factors = [_factors(product, size) for product, _, size in missing]
-    for key, found in zip(missing, all_of(factors), strict=True):
-        _DIGITS[key] = [
-            hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in np.asarray(found)
-        ]
+    rounds = max(product.rounds for product, _, _ in missing)
+    digits: list[list[list[bytes]]] = [[] for _ in missing]
+    for k in range(rounds):
+        factors = [_factors(product, size, k) for product, _, size in missing]
+        for known, found in zip(digits, all_of(factors), strict=True):
+            known.append(
+                [
+                    hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+                    for row in np.asarray(found)
+                ]
+            )
+    _DIGITS.update(zip(missing, digits, strict=True))
 
 
-def _factors(product: Product, size: int) -> list[np.ndarray]:
-    """Random factors for `size` seeds, of which the first ones are always the same."""
+def _digest(row: np.ndarray) -> bytes:
+    return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+
+
+def _factors(product: Product, size: int, k: int) -> list[np.ndarray]:
+    """Random factors of the round `k` for `size` seeds, of which the first ones are
+    always the same.
+    """
     return [
-        np.random.default_rng(which)
+        np.random.default_rng((which, k))
         .standard_normal((size, *shape) if own else shape)
         .astype(product.dtypes[which])
         for which, (shape, own) in enumerate(zip(product.shapes, product.batched, strict=True))

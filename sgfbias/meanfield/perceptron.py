@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.descent import StochasticGradientDescent
-from sgfbias.core.loss import SquaredHingeLoss
 from sgfbias.core.masks import PersistentMask
 from sgfbias.core.problem import Problem
 from sgfbias.core.project import Sphere
 from sgfbias.core.record import Record
 from sgfbias.core.simulate import simulate
-from sgfbias.meanfield.finite import Linear, weights_of
+from sgfbias.core.two_class import SquaredHingeLoss
 from sgfbias.meanfield.report import Force
+from sgfbias.meanfield.system import Linear, weights_of
 
 
 class Tasks(eqx.Module):
