@@ -217,22 +217,32 @@ def _products_in(finish: Observe, engine: Engine, network: Any, key: Any, start:
         of = engine.coordinates_of
         return seed.start(network if own is None or of is None else of.network(own), key)
 
-    def rest(state: Any, key: Array, own: Any = None) -> Any:
+    def step(state: Any, key: Array, own: Any = None) -> Any:
+        return engine.of(own)._taking(state, key, jnp.int32(0))(state[:2], jnp.int32(0))
+
+    def seen(state: Any, key: Array, own: Any = None) -> Any:
         seed = engine.of(own)
-        take = seed._taking(state, key, jnp.int32(0))
-        y, solver_state = take(state[:2], jnp.int32(0))
         last = finish if own is None else finish.within(seed.coordinates)
-        seen = seed.observe(y, seed._penalty_step(jnp.int32(1)))
-        return y, solver_state, seen, finish_one(last, y)
+        values = seed.observe(state[0], seed._penalty_step(jnp.int32(1)))
+        return values, finish_one(last, state[0])
 
     def pair(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype)
 
     rows = jax.tree.map(pair, (key,) if start is None else (key, start))
     state = jax.eval_shape(jax.vmap(first), *rows)
-    at_start = products_of(first, *rows)
-    later = products_of(rest, state, *rows, transposed=engine.transpose())
-    return None if at_start is None or later is None else at_start | later
+    # What is observed has a problem of its own, so no transpose of its matrix is known.
+    found = (
+        products_of(first, *rows),
+        products_of(step, state, *rows, transposed=engine.transpose()),
+        products_of(seen, state, *rows),
+    )
+    products: frozenset[Product] = frozenset()
+    for some in found:
+        if some is None:
+            return None
+        products |= some
+    return products
 
 
 class Tile(NamedTuple):

@@ -86,12 +86,12 @@ def steady(
     - `seen`: if given, the products that are mapped are added to it.
     """
 
-    def multiply(equation: Any) -> Callable:
-        return _mapped(equation, how, seen)
+    def multiply(parameters: Any) -> Callable:
+        return _mapped(parameters, how, seen)
 
     def call(*args: Any) -> Any:
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        run = _Evaluation(multiply, transposed)
+        run = _Evaluation(multiply, transposed, {})
         results = run(closed.jaxpr, closed.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
@@ -99,10 +99,16 @@ def steady(
 
 
 class _Evaluation(NamedTuple):
-    """Evaluates a jaxpr; `multiply` gives the function that stands for a product."""
+    """Evaluates a jaxpr; `multiply` gives the function that stands for a product.
+
+    XLA takes the product with a transposed matrix as one with the matrix itself, which
+    may have other digits. This is done here, so that the product is the one that runs.
+    `turned` has, by the identity of transposed matrices, themselves and the matrices.
+    """
 
     multiply: Callable
     transposed: tuple[Any, Any] | None
+    turned: dict[int, tuple[Any, Any]]
 
     def __call__(self, jaxpr: Any, constants: Any, args: Any) -> list[Any]:
         values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *args), strict=True))
@@ -123,7 +129,8 @@ class _Evaluation(NamedTuple):
         """The results of one equation."""
         name, given = equation.primitive.name, equation.params
         if name == "dot_general":
-            return [self.multiply(equation)(*inputs)]
+            given, inputs = self._unturned(given, inputs)
+            return [self.multiply(given)(*inputs)]
         if name == "transpose" and self.transposed and inputs[0] is self.transposed[0]:
             return [self.transposed[1]]
         if name in _CALLS:
@@ -131,7 +138,22 @@ class _Evaluation(NamedTuple):
         if any(_multiplies(given[key]) for key in _LOOPS.get(name, ())):
             return getattr(self, f"take_{name}")(given, inputs)
         found = equation.primitive.bind(*inputs, **given)
+        if name == "transpose" and tuple(given["permutation"]) == (1, 0):
+            self.turned[id(found)] = found, inputs[0]
         return found if equation.primitive.multiple_results else [found]
+
+    def _unturned(self, given: Any, inputs: list[Any]) -> tuple[Any, list[Any]]:
+        """The parameters and factors of a product without transposed matrices."""
+        contracted, shared = given["dimension_numbers"]
+        sums, factors = list(contracted), list(inputs)
+        for k, factor in enumerate(inputs):
+            if id(factor) in self.turned and not shared[k] and len(sums[k]) == 1:
+                factors[k], sums[k] = self.turned[id(factor)][1], (1 - sums[k][0],)
+        return {**given, "dimension_numbers": (tuple(sums), shared)}, factors
+
+    def _within(self) -> _Evaluation:
+        """The evaluation of the body of a loop."""
+        return self._replace(turned={})
 
     # Loops are built anew by JAX's public functions. What a body closes over remains
     # the same object, by which the matrix with a known transpose is found.
@@ -146,7 +168,7 @@ class _Evaluation(NamedTuple):
         width = len(carry)
 
         def body(carry: Any, row: Any) -> Any:
-            found = self.closed(given["jaxpr"], [*constants, *carry, *row])
+            found = self._within().closed(given["jaxpr"], [*constants, *carry, *row])
             return found[:width], found[width:]
 
         carry, rows = jax.lax.scan(
@@ -164,20 +186,24 @@ class _Evaluation(NamedTuple):
         first = given["cond_nconsts"]
         last = first + given["body_nconsts"]
         return jax.lax.while_loop(
-            lambda now: self.closed(given["cond_jaxpr"], [*inputs[:first], *now])[0],
-            lambda now: self.closed(given["body_jaxpr"], [*inputs[first:last], *now]),
+            lambda now: self._within().closed(given["cond_jaxpr"], [*inputs[:first], *now])[0],
+            lambda now: self._within().closed(given["body_jaxpr"], [*inputs[first:last], *now]),
             inputs[last:],
         )
 
     def take_cond(self, given: Any, inputs: list[Any]) -> Any:
         """A choice among branches."""
-        branches = [functools.partial(self.closed, branch) for branch in given["branches"]]
+        branches = [
+            functools.partial(self._within().closed, branch) for branch in given["branches"]
+        ]
         return jax.lax.switch(inputs[0], branches, inputs[1:])
 
 
-def _mapped(equation: Any, how: Steady, seen: set[Product] | None) -> Callable:
-    """The product of an equation, with a rule of its own for a map over seeds."""
-    mapped = custom_vmap(functools.partial(equation.primitive.bind, **equation.params))
+def _mapped(parameters: Any, how: Steady, seen: set[Product] | None) -> Callable:
+    """The product with parameters of `dot_general`, with a rule of its own for a map
+    over seeds.
+    """
+    mapped = custom_vmap(functools.partial(jax.lax.dot_general_p.bind, **parameters))
 
     @mapped.def_vmap
     def rule(size: int, batched: list[bool], a: Any, b: Any) -> tuple[Any, bool]:
@@ -185,7 +211,7 @@ def _mapped(equation: Any, how: Steady, seen: set[Product] | None) -> Callable:
             tuple(factor.shape[own:] for factor, own in zip((a, b), batched, strict=True)),
             (str(a.dtype), str(b.dtype)),
             tuple(batched),
-            tuple(sorted(equation.params.items())),
+            tuple(sorted(parameters.items())),
         )
         if seen is not None:
             seen.add(product)
