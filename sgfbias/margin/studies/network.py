@@ -77,7 +77,7 @@ class Config(SeededConfig):
     two half-spaces from the start, are trained by gradient flow, RMSProp and AdaGrad.
     """
 
-    seeds: Annotated[int, AtLeast(2)] = 12
+    seeds: Annotated[int, AtLeast(2)] = 8
     """Number of seeds, each with data and a network of its own."""
     n: Count = 16
     """Number of examples."""
