@@ -21,8 +21,9 @@ A claim that was looked at on one draw of the data and of the noise says little.
 every study was run again with other root seeds, from which everything random in it
 comes: the data, the starts, the paths and the resampling. The runs have the quick size
 (`sgfbias run NAME --quick`). A claim that must hold, and a negative control, may fail
-in one of twenty draws, and no number of a claim may be NaN. The claims of a study that
-is missing here have not been counted on twenty draws since they last changed.
+in one of twenty draws, and no number of a claim may be NaN; the table says how many
+draws there were. The claims of a study that is missing here have not been counted since
+they last changed.
 
 `sgfbias robustness NAME` makes the counts again; it also draws a picture of them.
 """

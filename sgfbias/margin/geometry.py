@@ -46,13 +46,18 @@ def gaps_of(
     }
 
 
-def least_slack(run: Any, degree: float, *, start: float = 1.0) -> float:
-    """The least excess of `d log g~` over its lower bound, between recorded nus.
+def surrogate_excess(run: Any, degree: float, *, start: float = 1.0) -> np.ndarray:
+    """The excess of `d log g~` over its lower bound, between recorded nus.
 
     g~ is the surrogate margin `nu / |h^(-1/2) w|^L` of a model of degree L with the
     exponential loss, or one that is not smaller. The bound is `-L/2 sum_i p_i d
     log(1/h_i)` with `p_i` proportional to `w_i^2 / h_i`. Between two records the
     smaller of its values with p at both ends is taken.
+
+    With the exponential loss the excess is `(1 - cos^2 nu/nu') d log nu`, where `1 -
+    cos` is the alignment gap in the metric 1/h and `nu' = <w, G>/L >= nu`. So it is at
+    least the integral of `1 - cos^2` over log nu. For gradient flow this is how Lyu, Li
+    (2020) prove that the limit is stationary; with h it is derived here.
 
     **Arguments:**
 
@@ -60,6 +65,8 @@ def least_slack(run: Any, degree: float, *, start: float = 1.0) -> float:
       `conditioner`, `surrogate_margin` and `nu`.
     - `degree`: L.
     - `start`: the nu from which on it is looked at; the bound needs nu > 0.
+
+    **Returns:** one number less than there are recorded nus from `start` on.
     """
     late = np.asarray(run["nu"]) >= start
     w, h, surrogate = (
@@ -69,4 +76,4 @@ def least_slack(run: Any, degree: float, *, start: float = 1.0) -> float:
     share /= share.sum(axis=1, keepdims=True)
     rise = -degree / 2 * np.diff(np.log(1 / h), axis=0)
     bound = np.minimum(share[1:] * rise, share[:-1] * rise).sum(axis=1)
-    return float((np.diff(np.log(surrogate)) - bound).min())
+    return np.diff(np.log(surrogate)) - bound

@@ -15,7 +15,6 @@ SEEN = 6 + 4.6 * np.arange(COUNT)
 class TestMarginCrossover(StudyCase):
     study = "margin-crossover"
     small = "--iterations 8000"
-    draws = (0,)
     mutations = {
         "a crossover elsewhere": ("seen", lambda v: v + 0.2, "falls to eps where"),
         "ratios that fall": ("ratio_linf", lambda v: v[::-1], "margin approaches the best"),
@@ -44,7 +43,8 @@ class TestMarginCrossover(StudyCase):
                 "reference_l2": (("reference", "nu"), np.full((2, NUS.size), 0.99)),
                 "seen": (("eps",), SEEN.copy()),
                 "predicted": (("eps",), SEEN + 0.1),
-                "lag": (("eps",), np.full(COUNT, 0.25)),
+                "earliest": (("eps",), SEEN - 0.15),
+                "latest": (("eps",), SEEN + 0.15),
                 "rate": (("algorithm",), RATES * 1.001),
                 "rate_predicted": (("algorithm",), RATES.copy()),
                 "rate_l2": (("algorithm",), RATES * 0.6),

@@ -48,9 +48,9 @@ class Conv(eqx.Module):
         (Product(jnp.asarray([0.5, 1.0, 2.0, 0.3])), 4),
         (mlp(depth=2), 3),
         (mlp(activation=lambda z: jax.nn.relu(z) ** 2), 3),
-        (mlp(out=3, activation=jax.nn.leaky_relu), 2),
+        pytest.param(mlp(out=3, activation=jax.nn.leaky_relu), 2, marks=pytest.mark.slow),
         (mlp(bias=True), 2),  # a bias of the first layer is homogeneous with its matrix
-        (Conv(), 2),
+        pytest.param(Conv(), 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_degree_of_a_model(model, degree):
@@ -67,6 +67,10 @@ def test_the_degree_of_a_model(model, degree):
 def test_models_that_are_not_homogeneous_are_refused_with_the_arrays():
     with pytest.raises(ValueError, match=r"varies from .* because of layers\[1\]\.bias\. Biases"):
         margin.homogeneity(mlp(bias=True, final=True), INPUTS)
+
+
+@pytest.mark.slow
+def test_other_models_that_are_not_homogeneous():
     zero = eqx.tree_at(lambda m: m.layers[1].bias, mlp(bias=True, final=True), jnp.zeros(()))
     with pytest.raises(ValueError, match=r"because of layers\[1\]\.bias"):
         margin.homogeneity(zero, INPUTS)
@@ -203,6 +207,11 @@ def test_what_has_no_certificate_is_refused():
         margin.certify(model, problem, geometry="metric")
     with pytest.raises(ValueError, match="one positive number for each of the 4 weights"):
         margin.certify(model, problem, geometry=np.ones(3))
+
+
+@pytest.mark.slow
+def test_runs_that_have_no_certificate():
+    problem, model = labelled(), margin.Linear(jnp.asarray([1.0, 0.0, 0.0, 0.0]))
     run = sgf.simulate(sgf.GradientDescent(0.1), model, problem, steps=2)
     with pytest.raises(ValueError, match="leave `problem` out"):
         margin.certify(run, problem)

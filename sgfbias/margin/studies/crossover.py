@@ -51,13 +51,16 @@ REFERENCES = {
     "zhang2024": "Adam without eps goes to the l_inf solution",
 }
 WANG, ZHANG = source("wang2021"), source("zhang2024")
-EPSILONS = (1e-8, 1e-12, 1e-16, 1e-20)
+# With eps = 1e-20 h is so large where a component of the gradient vanishes that on some
+# data the flow cannot be followed by the solver.
+EPSILONS = (1e-8, 1e-12, 1e-16)
 LARGE_EPS = 1e-2
 # A = |G|_1 / c at the l_inf solution.
 RATE = 0.25
 # The l_inf margin of the l2 solution over the best one is below this on the data.
 APART = 0.85
-# How long before the crossover the gradient is looked at, in nu.
+# How long before the crossover the gradient is looked at, in nu: several times as long
+# as the average remembers.
 EARLIER = 1.0
 # The decay of the squares of Adam, for which nu may grow by 0.005 per iteration, and
 # the step size in units of the inverse l_inf margin: half of that.
@@ -124,7 +127,7 @@ def measure(config: Config, log: Log) -> Columns:
         algorithm=list(DISCRETE),
     )
     ratios = {norm: np.full((len(EPSILONS), NUS.size), np.nan) for norm in best}
-    seen, predicted, lag = (np.full(len(EPSILONS), np.nan) for _ in range(3))
+    seen, predicted, earliest, latest = (np.full(len(EPSILONS), np.nan) for _ in range(4))
     for k, eps in enumerate(EPSILONS):
         log(f"eps = {eps:g}")
         flow = MarginFlow(RMSProp(0.0, eps, step_size=1 / forgets))
@@ -135,11 +138,16 @@ def measure(config: Config, log: Log) -> Columns:
         seen[k] = crossing(np.max(average, axis=1) / eps)
         # From the l_inf solution, and again from the gradient a little before that.
         rough = crossover(at_solution(Z, best["linf"]), n=config.n, eps=eps, forgets=forgets)
-        before = np.asarray(run["weights"])[np.searchsorted(NUS, rough - EARLIER)]
-        if np.isfinite(before).all():
-            G = gradient(Z, before)
-            predicted[k] = crossover(G, n=config.n, eps=eps, forgets=forgets)
-            lag[k] = np.arcsinh(np.abs(G).sum() / forgets)  # log s
+        along = np.asarray(run["weights"])
+        before = along[np.searchsorted(NUS, rough - EARLIER)]
+        if np.isfinite(before).all() and np.isfinite(seen[k]):
+            predicted[k] = crossover(gradient(Z, before), n=config.n, eps=eps, forgets=forgets)
+            # The average is from 1 to s^2 times the squares of the last gradients.
+            window = along[(seen[k] - EARLIER <= NUS) & (seen[k] >= NUS)]
+            gradients = [gradient(Z, w) for w in window]
+            late = [crossover(G, n=config.n, eps=eps, forgets=forgets) for G in gradients]
+            lag = [np.arcsinh(np.abs(G).sum() / forgets) for G in gradients]  # log s
+            earliest[k], latest[k] = np.min(np.subtract(late, lag)), np.max(late)
     log("references")
     others = {norm: np.full((2, NUS.size), np.nan) for norm in best}
     large = RMSProp(0.0, LARGE_EPS, step_size=1 / forgets)
@@ -152,7 +160,8 @@ def measure(config: Config, log: Log) -> Columns:
         out.add(f"reference_{norm}", ("reference", "nu"), others[norm], "1")
     out.add("seen", ("eps",), seen, "1")
     out.add("predicted", ("eps",), predicted, "1")
-    out.add("lag", ("eps",), lag, "1")
+    out.add("earliest", ("eps",), earliest, "1")
+    out.add("latest", ("eps",), latest, "1")
     _discrete(out, config, problem, start, best, log)
     return out
 
@@ -220,7 +229,8 @@ def at_crossing(rows: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     """The crossover, the solutions before and after it, and the rates without eps."""
-    seen, predicted, lag = (ds[name].values for name in ("seen", "predicted", "lag"))
+    seen, predicted = ds["seen"].values, ds["predicted"].values
+    earliest, latest = ds["earliest"].values, ds["latest"].values
     linf, l2 = ds["ratio_linf"].values, ds["ratio_l2"].values
     before = at_crossing(linf, seen)
     l2_before, l2_after = at_crossing(l2, seen), l2[:, -1]
@@ -236,9 +246,9 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             WANG,
             predicted="nu_x = " + listed(predicted, ".4g"),
             measured="nu_x = " + listed(seen, ".4g"),
-            tolerance="earlier by at most log s = " + listed(lag, ".2f") + ", the lag of the "
-            "average, which eps reduces, or later by 0.02",
-            holds=np.all((seen <= predicted + 0.02) & (seen >= predicted - lag)),
+            tolerance=f"from {listed(earliest, '.4g')} to {listed(latest, '.4g')}, which are the "
+            f"closed forms for the gradients of the last {EARLIER:g} in nu, without lag and with",
+            holds=np.all((seen <= latest) & (seen >= earliest)),
             main=True,
         ),
         claim(
@@ -254,11 +264,13 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
         claim(
             "After it the direction goes to the l2 solution",
             WANG,
-            predicted="a ratio of l2 margins that rises to 1",
+            predicted="a ratio of l2 margins whose distance to 1 ends as A/nu + B/nu^2; as A/nu "
+            f"alone it would fall to {listed(seen / NUS[-1], '.2f')} of that at the crossover",
             measured=f"ratios {listed(l2_before, '.4f')} at the crossover, "
-            f"{listed(l2_after, '.4f')} at nu = {NUS[-1]:g}",
-            tolerance="above that at the crossover, and above 0.99, for every eps",
-            holds=np.all(l2_after > l2_before) and np.all(l2_after > 0.99),
+            f"{listed(l2_after, '.4f')} at nu = {NUS[-1]:g}: distances that fall to "
+            f"{listed((1 - l2_after) / (1 - l2_before), '.3f')}",
+            tolerance="to less than half of the distance at the crossover, for every eps",
+            holds=np.all(1 - l2_after < 0.5 * (1 - l2_before)),
             main=True,
         ),
         claim(

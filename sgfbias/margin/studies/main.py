@@ -25,7 +25,7 @@ from sgfbias.margin import (
     max_margin,
 )
 from sgfbias.margin.data import read_two_classes
-from sgfbias.margin.geometry import least_slack
+from sgfbias.margin.geometry import surrogate_excess
 from sgfbias.margin.network import Linear
 from sgfbias.study import (
     AtLeast,
@@ -158,7 +158,7 @@ def measure(config: Config, log: Log) -> Columns:
             distance[r, k] = [np.linalg.norm(direction - end, axis=1) for end in ends]
             turned_back[r, k] = direction[-1] @ turn
             speed[r, k] = run["loss_time_speed"][-1]
-            slack[r, k] = least_slack(run, 1.0)
+            slack[r, k] = surrogate_excess(run, 1.0).min()
             clock[r, k] = np.abs(np.asarray(run["nu"]) / nus - 1).max()
     out.add("distance", ("run", "rotation", "candidate", "nu"), distance, "1")
     out.add("direction", ("run", "rotation", "input"), turned_back, "1")
