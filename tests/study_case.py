@@ -31,7 +31,7 @@ from sgfbias.ensemble.sweep import as_cell
 from sgfbias.study import robustness, study_named
 from sgfbias.study.claim import broken
 
-DRAWS = (0, 1, 2, 3)
+DRAWS = (0, 1)
 LONG = 6  # A table of more claims than this marks the main ones.
 
 
