@@ -58,6 +58,7 @@ def panels_of(dataset):
     return [panel.get_title() for panel in axes]
 
 
+@pytest.mark.slow
 def test_claims_on_data_of_ones_own_only_inform(run):
     out, _, dataset = run
     rows = json.loads((out / "claims.json").read_text())["claims"]
@@ -70,6 +71,7 @@ def test_claims_on_data_of_ones_own_only_inform(run):
     assert any(row.must_hold for row in study_named("diagonal").claims(drawn))
 
 
+@pytest.mark.slow
 def test_data_without_a_truth_and_a_bad_step_size_are_no_fault_of_the_package(tmp_path, capsys):
     """Claims fail on these runs, and the user is told so without an error."""
     problem = small_problem(n=20, d=50)
@@ -92,6 +94,7 @@ def test_data_without_a_truth_and_a_bad_step_size_are_no_fault_of_the_package(tm
     assert cli.main(["show", str(tmp_path / "o" / "study.zarr")]) == 0
 
 
+@pytest.mark.slow
 def test_the_run_holds_and_leaves_store_picture_and_claims(run):
     out, code, dataset = run
     rows = json.loads((out / "claims.json").read_text())["claims"]
@@ -107,6 +110,7 @@ def test_the_run_holds_and_leaves_store_picture_and_claims(run):
         assert name in dataset.attrs
 
 
+@pytest.mark.slow
 def test_show_repeats_the_claims_and_redraws(run, capsys, tmp_path):
     out, _, _ = run
     code = cli.main(
@@ -135,6 +139,7 @@ def test_show_repeats_the_claims_and_redraws(run, capsys, tmp_path):
         assert words in text
 
 
+@pytest.mark.slow
 def test_an_existing_store_is_refused(run, capsys):
     out, _, _ = run
     assert cli.main(["run", "diagonal", *SMALL, "--out", str(out)]) == 2

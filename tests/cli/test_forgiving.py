@@ -70,6 +70,7 @@ def test_a_closed_pipe_is_quiet():
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line(tmp_path):
     # Jobs in the background ignore Ctrl-C, and so would what they start.
     begin = (

@@ -60,6 +60,7 @@ def test_svag_with_l_1_is_sgd_bit_for_bit():
     same(run(sgf.SVAG(GAMMA, 1, 3)).final, run(sgf.StochasticGradientDescent(GAMMA, 3)).final)
 
 
+@pytest.mark.slow
 def test_svag_steps_are_those_of_the_paper_and_keep_mean_and_covariance():
     """All n^2 outcomes of one step are enumerated. They are those of the formula, their
     mean is the step of gradient descent, and their covariance is 1/l of SGD's.
@@ -92,6 +93,7 @@ def test_svag_steps_are_those_of_the_paper_and_keep_mean_and_covariance():
     )
 
 
+@pytest.mark.slow
 def test_time_of_svag_and_momentum_is_flow_time():
     assert float(run(sgf.SVAG(GAMMA, 4), steps=8).times[-1]) == pytest.approx(2 * GAMMA)
     assert float(
@@ -99,6 +101,7 @@ def test_time_of_svag_and_momentum_is_flow_time():
     ) == pytest.approx(32 * GAMMA)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"momentum": 0.6}, {"momentum": 0.6, "nesterov": True}],
@@ -141,6 +144,7 @@ def test_optax_adam_on_a_model_is_the_loop_one_would_write():
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_batch_of_all_without_replacement_is_gradient_descent():
     ends = run(sgf.StochasticGradientDescent(GAMMA, 10, sampling="without_replacement")).final[
         "beta"
@@ -208,6 +212,7 @@ def test_heavy_ball_and_nesterov_are_the_textbook_recursions(nesterov):
     )
 
 
+@pytest.mark.slow
 def test_momentum_flow_and_its_law():
     """SciPy solves the momentum flow together with the integral in the evolution law of
     log alpha. The selection program, with the final log alpha and offset, gives the
@@ -299,6 +304,7 @@ def test_schedules_of_optax_in_gradient_descent():
 STEPPED = optax.piecewise_constant_schedule(0.04, {50: 0.25})
 
 
+@pytest.mark.slow
 def test_a_scheduled_step_size_enters_the_law_as_int_gamma_L():
     problem, net, fine = small_problem(), network(), 2
     at = 50 * 0.04
@@ -370,6 +376,7 @@ def test_noisy_labels_are_seen_at_every_step():
     assert abs(is_low.mean() - 0.5) < 5 * 0.5 / np.sqrt(400)
 
 
+@pytest.mark.slow
 def test_least_squares_mean_of_the_flow_is_the_gradient_flow():
     """As the drift is linear, the mean over seeds solves the gradient flow whatever the
     noise. The closed form is a matrix exponential.
@@ -406,6 +413,7 @@ DISCRETE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRETE)
 def test_chunks_and_neighbours_do_not_change_a_bit(name):
     whole = run(DISCRETE[name], steps=200, keys=sgf.seeds(0, 70), chunk=73)
@@ -413,6 +421,7 @@ def test_chunks_and_neighbours_do_not_change_a_bit(name):
     same(jax.tree.map(lambda v: v[66:67], whole.final), alone.final)
 
 
+@pytest.mark.slow
 def test_algorithms_in_float32_stay_close_and_keep_their_precision():
     problem, model = least_squares()
     single = sgf.Problem(
@@ -425,6 +434,7 @@ def test_algorithms_in_float32_stay_close_and_keep_their_precision():
         np.testing.assert_allclose(low.networks.w, high.networks.w, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_every_dynamics_in_weights_runs_under_jit():
     """With a traced step size no check may need the value of a traced number."""
 

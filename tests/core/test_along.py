@@ -51,6 +51,7 @@ def length(network, change):
     return jnp.linalg.norm(change.w)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver", [diffrax.Tsit5(), pytest.param(diffrax.Kvaerno5(), marks=pytest.mark.slow)]
 )
@@ -122,6 +123,7 @@ ALGORITHMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [n if n in ("SGD", "Adam") else pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS],
@@ -173,6 +175,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [n if n == "Milstein" else pytest.param(n, marks=pytest.mark.slow) for n in SOLVERS],
@@ -193,6 +196,7 @@ def test_every_solver_integrates_as_it_does_the_loss(name):
     np.testing.assert_allclose(runs["elapsed"], np.broadcast_to(runs.times, (2, 4)), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_a_seed_has_its_digits_in_any_company(dtype):
     """Among few and many seeds, and in chunks of any size, also with products in f."""
@@ -237,6 +241,7 @@ def test_a_start_of_its_own_for_every_seed():
     np.testing.assert_allclose(runs.final["area"], -change / RATES, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_network_with_coordinates_of_its_own():
     """The parameters of a diagonal network move by the sum of the changes, and its
     mirror coordinates integrate an observable that the network declares.
@@ -343,6 +348,7 @@ def test_refusals(dynamics, record, words):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_integrals_of_a_run_with_a_penalty():
     """With the penalty `|w|^2 / 2` rates grow by 1. Its name is taken in such a run."""
 
@@ -387,6 +393,7 @@ def test_observables_of_one_joint_object_are_computed_once():
     np.testing.assert_allclose(runs["b"], 2 * runs["a"], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_two_recorded_times_are_the_start_and_the_end():
     """`w_i e^{-a_i t}`: of an adaptive run too."""
     record = sgf.Record(times=2, observables={"w": area})

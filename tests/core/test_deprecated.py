@@ -11,6 +11,7 @@ from sgfbias.core.flow import GradientFlow
 from sgfbias.core.weights import Weights
 
 
+@pytest.mark.slow
 def test_a_noise_written_with_the_old_names_runs_and_warns():
     with pytest.warns(DeprecationWarning, match="Kick is now called .*NoiseIncrement"):
         kick = noise.Kick

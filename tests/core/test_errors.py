@@ -461,6 +461,7 @@ def test_message(case):
         action()
 
 
+@pytest.mark.slow
 def test_system_without_an_interpolating_solution_says_what_still_holds():
     rng = np.random.default_rng(0)
     over = sgf.SparseRegression(rng.normal(size=(8, 3)), rng.normal(size=8))
@@ -528,6 +529,7 @@ def test_landing_is_refused_for_algorithms_and_the_second_order_flow(runs):
         sgf.land(eqx.tree_at(lambda r: r.dynamics, runs, flow(0.02, order=2)))
 
 
+@pytest.mark.slow
 def test_landing_marks_diverged_seeds():
     runs = sgf.simulate(
         sgf.StochasticGradientFlow(0.6, dt=0.02),
@@ -550,6 +552,7 @@ def test_no_step_size_says_what_was_tried():
         find_step_size(PROBLEM, NET, probes=4, steps=50, candidates=[50.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "alpha"), [(3e-2, 0.1), (1e-3, 0.01)])
 def test_the_step_size_is_between_one_that_settles_and_the_next_that_does_not(scale, alpha):
     """Small targets allow steps far above 2 / lambda_max, as the edge predicts."""
@@ -566,6 +569,7 @@ def test_the_step_size_is_between_one_that_settles_and_the_next_that_does_not(sc
     assert len(tried) <= 8
 
 
+@pytest.mark.slow
 def test_a_step_size_is_looked_for_above_and_below_the_first(monkeypatch):
     """Whatever the first candidate is, the same one is found."""
     start = sgf.DiagonalNetwork.init(alpha=0.1, d=PROBLEM.d, dtype=jnp.float64)

@@ -106,6 +106,7 @@ def test_few_seeds_of_a_model_have_the_digits_of_many(start, width, dtype, monke
     check(run, 66, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_stored_run_does_not_change_when_seeds_are_added_one_by_one():
     problem = sgf.SparseRegression.sample(
         jax.random.key(0), n=9, d=20, sparsity=2, dtype=jnp.float32
@@ -118,6 +119,7 @@ def test_a_stored_run_does_not_change_when_seeds_are_added_one_by_one():
         np.testing.assert_array_equal(whole.final["beta"][seed], one.final["beta"][0])
 
 
+@pytest.mark.slow
 def test_inexact_runs_agree_up_to_rounding_and_run_alone(monkeypatch):
     sizes = sizes_of(monkeypatch)
     problem = sgf.SparseRegression.sample(jax.random.key(0), n=9, d=20, sparsity=2)

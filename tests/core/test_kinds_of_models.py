@@ -66,6 +66,7 @@ def test_a_typed_key_in_a_model_is_as_good_as_an_old_one():
     np.testing.assert_array_equal(jax.random.key_data(runs.networks.key), jax.random.key_data(new))
 
 
+@pytest.mark.slow
 def test_every_seed_keeps_its_typed_key():
     flow = sgf.StochasticGradientFlow(0.05)
     runs = run(masked(jax.random.key(3)), "float64", flow, keys=sgf.seeds(0, 3))

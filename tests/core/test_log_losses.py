@@ -36,6 +36,7 @@ def test_two_classes_agree_with_direct_values(loss):
     np.testing.assert_allclose(traced, loss.log_derivative(outputs, SIGNS), rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_cross_entropy_agrees_with_direct_values():
     loss = sgf.SoftmaxCrossEntropyLoss()
     value = np.asarray(loss(LOGITS, LABELS))

@@ -74,6 +74,7 @@ def test_control_persistence_is_seen_by_the_covariance():
     assert np.mean((s[0] - 1) * (s[3] - 1)) > 0.3
 
 
+@pytest.mark.slow
 def test_a_run_follows_the_masks_of_its_key(problem):
     keys = sgf.seeds(0, 2)
     ends = sgf.simulate(masked(PERSISTENT), START, problem, keys=keys, steps=25).networks.w
@@ -115,6 +116,7 @@ def test_float32_has_the_same_masks(problem):
     np.testing.assert_allclose(low, high, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivatives_hold_the_masks_fixed(problem):
     key = sgf.seeds(1)[0]
 

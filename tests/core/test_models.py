@@ -75,6 +75,7 @@ def flow_covariance(problem, model, noise, gamma):
     return gamma * root.T @ root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("replace", [True, False])
 def test_minibatch_covariance_of_an_mlp_by_enumeration(batch_size, replace):
@@ -132,6 +133,7 @@ def test_methods_of_a_users_model_are_its_own_affair():
     )
 
 
+@pytest.mark.slow
 def test_a_loss_may_close_over_what_is_differentiated_and_be_undefined_where_no_output_is():
     def outcome(scale):
         problem = sgf.Problem(INPUTS, np.ones(N), loss=lambda f, y: scale * jnp.sqrt(f + 3) * y)
@@ -381,6 +383,7 @@ def test_an_array_of_labels_and_a_model_in_float32_keep_their_types():
     assert problem.targets.dtype == LABELS.dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("small", "large"), [(0, 10**9), (0, 0)], ids=["tiles of 8", "one at a time"]
 )

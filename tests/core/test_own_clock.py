@@ -106,6 +106,7 @@ def test_what_comes_back_names_the_clock(run):
     assert run.plot("path").axes[0].get_xlabel() == "log time"
 
 
+@pytest.mark.slow
 def test_the_dynamics_judge_and_explain():
     far = sgf.simulate(Slow(rate=jnp.asarray(1.0)), Weight(jnp.asarray(30.0)), PROBLEM, t1=3.0)
     assert far.statuses() == {"stalled high": 1}
@@ -114,6 +115,7 @@ def test_the_dynamics_judge_and_explain():
     assert short.statuses() == {"gave up": 1}
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_late_records_from_there():
     """From c = 1 on, `log_time` is the log of the whole flow time."""
     late = sgf.simulate(
@@ -129,6 +131,7 @@ def test_a_run_that_begins_late_records_from_there():
         sgf.simulate(Slow(rate=jnp.asarray(1.0), begin=1.0), START, PROBLEM, t1=2.0, record=record)
 
 
+@pytest.mark.slow
 def test_the_clock_may_depend_on_what_is_differentiated():
     def end(w):
         flow = Slow(rate=w / w, begin=1.0)

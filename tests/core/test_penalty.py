@@ -82,6 +82,7 @@ def test_gradient_flow_solves_the_equation_of_ridge_regression():
     assert "penalty" not in plain.final
 
 
+@pytest.mark.slow
 def test_the_momentum_flow_solves_its_linear_equation():
     lam, t1 = 0.7, 5.0
     runs = sgf.simulate(sgf.MomentumFlow(lam), START, RIDGE, t1=t1, solver=dfx.Tsit5())
@@ -210,6 +211,7 @@ def test_the_penalty_has_no_noise():
     assert np.std(np.asarray(held.networks.w), axis=0).min() > 1e-4
 
 
+@pytest.mark.slow
 def test_derivatives_pass_through_the_penalty():
     I = np.eye(D)
 
@@ -281,6 +283,7 @@ def test_a_seed_does_not_depend_on_company_or_chunks(dtype):
     np.testing.assert_array_equal(many["penalty"][66:69, -1], few["penalty"][:, -1])
 
 
+@pytest.mark.slow
 def test_starts_of_their_own_and_datasets():
     starts = sgf.Stacked([START, Linear(START.w + 1)])
     for flow, options in (

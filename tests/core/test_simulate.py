@@ -20,6 +20,7 @@ FLOW = sgf.StochasticGradientFlow(0.02)
 SGD = sgf.StochasticGradientDescent(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamics", [FLOW, SGD], ids=["flow", "sgd"])
 def test_chunks_seed_count_and_neighbours_do_not_change_a_bit(dynamics):
     problem, net = small_problem(), network()
@@ -225,6 +226,7 @@ def test_float32_time_does_not_merge_steps():
     assert float(runs.final["loss_integral"]) * 1024 == steps
 
 
+@pytest.mark.slow
 def test_sgd_and_gd_are_the_textbook_iterations():
     problem, net, gamma = small_problem(), network(), 0.03
     X, y = np.asarray(problem.X), np.asarray(problem.y)
@@ -273,6 +275,7 @@ def test_three_charts_agree_on_one_path_as_dt_falls():
         assert slope(widths, gaps["weights"]) > 0.4
 
 
+@pytest.mark.slow
 def test_any_model_with_the_same_verb():
     """For an MLP with two outputs, the flow's Euler step equals one written by hand
     with an explicit Jacobian.
@@ -394,6 +397,7 @@ def test_gradient_flow_in_float32_arrives_and_agrees():
     )
 
 
+@pytest.mark.slow
 def test_an_adaptive_solver_that_gives_up_says_so(monkeypatch):
     monkeypatch.setattr("sgfbias.core.dynamics.ADAPTIVE_STEPS", 9)
     runs = sgf.simulate(sgf.GradientFlow(rtol=1e-10), network(0.07), small_problem(5), t1=1e3)

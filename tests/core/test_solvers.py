@@ -53,6 +53,7 @@ def test_without_noise_they_are_of_second_order():
         assert slope(widths, errors) == pytest.approx(expected, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coordinates", ["mirror", pytest.param("weights", marks=pytest.mark.slow)])
 def test_on_one_path_they_tend_to_the_ito_flow_and_are_nearer_than_euler(coordinates):
     fine = 0.05 / 16
@@ -75,6 +76,7 @@ def test_on_one_path_they_tend_to_the_ito_flow_and_are_nearer_than_euler(coordin
         assert (np.array(errors[name]) < np.array(errors["Euler"])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [sgf.PredictorCorrector(), sgf.RungeKuttaChebyshev()])
 def test_they_are_solvers_for_any_terms(solver):
     """The solvers solve geometric Brownian motion, with drift and diffusion as
@@ -152,6 +154,7 @@ def test_fair_signs_are_signs_and_fair():
     assert np.abs(covariance).max() < 5 / np.sqrt(4000)
 
 
+@pytest.mark.slow
 def test_two_point_increments_keep_the_statistics_and_refuse_a_path():
     """The mean and variance over seeds of the loss integral agree with those of
     Gaussian increments of the same width. Results do not depend on chunks or on other

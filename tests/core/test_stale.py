@@ -134,6 +134,7 @@ CASES = {
 FAST = ("a global", "a scan's body", "a jitted function", "a bound method")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[] if c in FAST else pytest.mark.slow) for c in CASES]
 )

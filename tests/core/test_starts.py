@@ -131,6 +131,7 @@ def test_an_adaptive_flow_takes_a_start_for_every_seed():
     )
 
 
+@pytest.mark.slow
 def test_stacked_networks_are_a_list_or_one_network_of_stacked_arrays():
     models = [mlp(key) for key in KEYS[:3]]
     runs = sgf.simulate(sgf.GradientDescent(0.05), sgf.Stacked(models), PROBLEM, steps=20)
@@ -176,6 +177,7 @@ def test_a_start_is_differentiable():
     np.testing.assert_allclose(np.ravel(found), difference, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_make_reads_is_read_at_every_run(monkeypatch):
     before = run("gradient descent", sgf.Drawn(mlp), KEYS[:2])["loss"][:, 0]
     monkeypatch.setitem(SCALE, "of starts", 2.0)

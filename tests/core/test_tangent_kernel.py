@@ -193,6 +193,7 @@ def few(*fast):
     return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in MODELS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", few("MLP", "convolutions", "one weight, two biases", "weight used elsewhere")
 )

@@ -64,6 +64,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("X", "kind"), CASES)
 def test_data_in_raw_units_and_hilbert_like_designs_are_solved_to_rounding(X, kind):
     problem = sgf.SparseRegression(X, targets(X, kind))
@@ -206,6 +207,7 @@ def test_duplicated_columns_share_and_duplicated_rows_change_nothing():
         np.testing.assert_allclose(more.beta, alone, atol=error, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
 def test_units_of_examples_and_targets_do_not_matter(scale):
     problem = sgf.SparseRegression.sample(jax.random.key(0), n=5, d=20, sparsity=3)
@@ -265,6 +267,7 @@ def test_land_and_curve_agree_with_select_at_nearly_repeated_examples():
         )
 
 
+@pytest.mark.slow
 def test_derivatives_at_ill_conditioned_data():
     """In log alpha and in y, against central differences."""
     X = raw("breast_cancer", 10)

@@ -67,6 +67,7 @@ def test_depth_three_ends_where_the_programme_says_as_dt_falls():
     assert slope(widths, stalled) < 0.3
 
 
+@pytest.mark.slow
 def test_depth_three_in_mirror_coordinates_is_the_programme_at_any_time():
     """At finite time the iterate is the solution on its own fibre. In mirror
     coordinates this holds by construction; the test in weights above is the test of the
@@ -87,6 +88,7 @@ def test_depth_three_in_mirror_coordinates_is_the_programme_at_any_time():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_second_order_drift_is_one_motion_in_all_charts(depth):
     """The weights move along -grad(gamma/4 |grad L|^2), here computed by automatic
@@ -139,6 +141,7 @@ def test_second_order_drift_is_one_motion_in_all_charts(depth):
     assert np.abs(gained["mirror"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_second_order_flow_of_depth_three_ends_on_the_pair_it_has_moved():
     """Without noise and in weights, the gap to the program falls in proportion to dt.
     With the effective initialisations of the start it does not fall.
@@ -184,6 +187,7 @@ def test_adam_on_a_deep_network_ends_where_a_network_that_starts_there_stays(by)
     )
 
 
+@pytest.mark.slow
 def test_deep_sgd_ends_where_its_own_effective_initialisations_say():
     depth = 4
     problem, net = small_problem(), sgf.DiagonalNetwork.init(alpha=0.5, d=25, depth=depth)
@@ -288,6 +292,7 @@ def test_deep_programme_is_the_minimum_of_its_potential():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sgd", "flow"])
 def test_product_network_moves_as_the_diagonal_network(kind):
     """`u v` under 1/(2n) and `w_+^2 - w_-^2` under 1/(4n) have one trajectory, with an
@@ -331,6 +336,7 @@ def test_a_loss_scale_is_a_change_of_step_size_and_time():
     )
 
 
+@pytest.mark.slow
 def test_isotropic_noise_breaks_the_span_at_depth_three_too():
     problem, net = small_problem(), sgf.DiagonalNetwork.init(alpha=0.3, d=25, depth=3)
 

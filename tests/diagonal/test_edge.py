@@ -187,6 +187,7 @@ def test_the_edge_grows_with_the_batch_until_it_is_that_of_gradient_descent():
     assert edge(problem, SGD(0.1, 2, sampling="without_replacement")) > edges[1]
 
 
+@pytest.mark.slow
 def test_the_radius_is_that_of_the_landing():
     problem = small_problem()
     xi = np.abs(np.asarray(problem.beta_star)) + 0.01
@@ -199,6 +200,7 @@ def test_the_radius_is_that_of_the_landing():
         assert found == pytest.approx(float(landed.radius), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_runs_fall_below_it_and_not_far_above():
     problem = small_problem()
     below, above = (0.4 * edge(problem, SGD(0.1)), 2.5 * edge(problem, SGD(0.1)))

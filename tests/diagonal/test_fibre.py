@@ -40,6 +40,7 @@ def test_one_example_by_a_root_of_one_variable():
     )
 
 
+@pytest.mark.slow
 def test_it_is_0_where_theorem_1_holds_long_before_convergence_and_not_at_another_alpha():
     problem, net = small_problem(), network()
     runs = sgf.simulate(

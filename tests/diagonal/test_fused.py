@@ -117,6 +117,7 @@ def test_normals_are_those_of_the_path_on_their_whole_grid():
         np.testing.assert_allclose(function(grid), exact, rtol=4 * EPS)
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_path():
     key, index = jax.random.key(2), jnp.arange(64, dtype=jnp.uint32)
     own, step = tuple(jax.random.key_data(key)), jnp.full(64, 77, jnp.uint32)
@@ -138,6 +139,7 @@ def test_three_parts_hold_24_bits():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "d", "increments"), [(10, 25, "gaussian"), (10, 25, "two-point"), (40, 100, "gaussian")]
 )
@@ -160,6 +162,7 @@ def test_kernel_is_eulers_scheme_to_rounding(n, d, increments):
         assert np.max(np.abs(ours - true)) < 4 * rounding
 
 
+@pytest.mark.slow
 def test_simulate_with_the_kernel_is_simulate():
     problem, flow = problem_of(), sgf.StochasticGradientFlow(0.1)
     same_runs(problem, flow)

@@ -59,6 +59,7 @@ def ladder(
     ]
 
 
+@pytest.mark.slow
 def test_g1_product_law_in_log_weights_to_rounding():
     problem, net = small_problem(), network()
     runs = sgf.simulate(
@@ -73,6 +74,7 @@ def test_g1_product_law_in_log_weights_to_rounding():
     np.testing.assert_allclose(runs.final["log_alpha"], predicted, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_g1_product_law_in_weights_falls_with_dt():
     """Euler's scheme gives `log(w_+ w_-)` as `sum log(1 - z^2)`, where `E z^2` is the
     value of the evolution law. The error is of order 1/2 pathwise and of order 1 in the
@@ -111,6 +113,7 @@ def test_g2_row_space_in_log_weights():
     assert outside_row_space(problem.X, slopes).max() < 1e-10
 
 
+@pytest.mark.slow
 def test_g2_row_space_in_weights_falls_with_dt():
     problem, net, widths = small_problem(), network(), (1, 1 / 4, 1 / 16)
     errors = []
@@ -122,6 +125,7 @@ def test_g2_row_space_in_weights_falls_with_dt():
     assert slope(widths, errors) > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.3, 0.1])
 def test_g3_one_example_closed_form(alpha):
     x, y = np.array([0.7, -1.2, 0.4]), 0.9
@@ -131,6 +135,7 @@ def test_g3_one_example_closed_form(alpha):
     np.testing.assert_allclose(runs.final["beta"], 2 * alpha**2 * np.sinh(k * x), atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "coordinates",
     ["weights", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mirror", "log"))],
@@ -146,6 +151,7 @@ def test_g4_integral_identity_of_the_gradient_flow(coordinates):
     assert abs(float(runs.final["loss_integral"] - predicted)) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coordinates", ["mirror", pytest.param("log", marks=pytest.mark.slow)])
 def test_g5_theorem_1_at_the_limit(coordinates):
     problem, net = small_problem(), network()
@@ -181,6 +187,7 @@ def test_g5_theorem_1_in_weights_falls_with_dt():
     assert slope(widths, gaps) > 0.4
 
 
+@pytest.mark.slow
 def test_g6_discrete_law_with_offset():
     problem, net, gamma, steps = small_problem(), network(), 0.05, 40_000
     keys = sgf.seeds(0, 3)
@@ -262,6 +269,7 @@ def test_g9_weak_order_of_euler():
     assert 0.8 < slope(widths, means) < 1.3
 
 
+@pytest.mark.slow
 def test_g10_landing():
     problem, net, flow = (
         small_problem(1, n=20, d=50),
@@ -327,6 +335,7 @@ def test_g12_covariance_of_one_sgd_step_by_enumeration():
     np.testing.assert_allclose(gamma * root @ root.T, formula, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_potential_formulas():
     """Values, gradients and the conjugate agree with the printed formulas, and
     Fenchel's equality holds.
@@ -394,6 +403,7 @@ def test_stratonovich_correction_is_the_closed_form(name):
     np.testing.assert_allclose(correction, gamma * printed, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solver",
     [dfx.Heun(), pytest.param(dfx.EulerHeun(), marks=pytest.mark.slow)],

@@ -82,6 +82,7 @@ def dense(A, r, given):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["per-sample", "mean", "both", "sgd", "batches", "descent"])
 def test_the_equation_is_solved_and_its_radius_is_that_of_the_dense_map(kind):
     _, A, r = metric(0)
@@ -212,6 +213,7 @@ def test_derivatives_of_the_moments_are_exact():
         np.testing.assert_allclose(jax.jvp(total, at, tangents)[1], jnp.sum(slopes[k]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_mean_loss_agrees_with_the_closed_form_as_the_distance_falls():
     """`tr J/(4n)` against `D/(2 (1 - gamma <h, xi>))`, up to the first order."""
     chosen = sgf.select(PROBLEM, jnp.log(0.1))
@@ -252,6 +254,7 @@ def distance(a, b):
     return np.linalg.norm(np.atleast_2d(a) - b, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [name if name == "SGD" else pytest.param(name, marks=pytest.mark.slow) for name in DYNAMICS],
@@ -397,6 +400,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_landed_says_why(case):
     dynamics, message = REFUSED[case]

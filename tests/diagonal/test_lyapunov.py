@@ -62,6 +62,7 @@ def test_the_quadratic_variation_is_that_of_the_martingale(paths):
     assert abs(np.mean(v.martingale[:, -1])) < 4 * np.sqrt(mean) / 8
 
 
+@pytest.mark.slow
 def test_the_terms_are_those_of_the_lemma():
     """Against the formulas written out, from every step of one short run."""
     times = np.arange(21) * GAMMA
@@ -98,6 +99,7 @@ def test_the_run_is_the_same_with_and_without_sums():
     assert set(summed.to_xarray().data_vars) >= {"residual_work", "shrinkage", "final_xi_variation"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noise", [sgf.PerSampleNoise(), sgf.MinibatchNoise(2) + sgf.LabelNoise(0.1, mean_loss=False)]
 )
@@ -124,6 +126,7 @@ def test_in_single_precision_and_at_another_loss_scale(paths):
     assert np.median(v.gap) < 0.05 * np.std(v.martingale[:, -1])
 
 
+@pytest.mark.slow
 def test_controls_with_another_beta_and_the_other_sign_fail():
     runs = run(per_iteration=16)
     right = sgf.lyapunov_identity(runs)
@@ -136,6 +139,7 @@ def test_controls_with_another_beta_and_the_other_sign_fail():
     assert np.median(np.abs(flipped[:, -1])) > 10 * np.median(right.gap)
 
 
+@pytest.mark.slow
 def test_it_prints_itself_and_takes_a_single_run():
     flow = sgf.StochasticGradientFlow(GAMMA)
     runs = sgf.simulate(flow, START, PROBLEM, keys=KEYS[0], t1=TIME, record=RECORD)

@@ -40,6 +40,7 @@ def test_alpha_below_the_smallest_float():
     )
 
 
+@pytest.mark.slow
 def test_it_is_the_minimum_against_a_direct_primal_descent():
     """The selected solution agrees with the minimum that a projected Newton method
     finds in the primal.
@@ -79,6 +80,7 @@ def test_duplicated_rows_and_redundant_systems():
         np.testing.assert_allclose(a.beta, b.beta, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_select_and_tiles_agree():
     problem, log_alpha = (
         small_problem(),
@@ -119,6 +121,7 @@ def test_a_gradient_flow_lands_where_the_programme_says():
     np.testing.assert_allclose(sgf.land(early).beta, runs.final["beta"], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_solution_curve_is_the_programme_at_every_integral():
     problem, gamma = small_problem(), 0.05
     curve = sgf.solution_curve(
@@ -349,6 +352,7 @@ def test_landing_is_the_programme_solved_afresh_whoever_lands_beside():
     np.testing.assert_array_equal(beside.beta[0], whole.beta[66])
 
 
+@pytest.mark.slow
 def test_near_its_point_of_the_curve_one_hessian_solves_and_far_from_it_says_so():
     """With the Hessian of a neighbouring point, each simplified Newton step multiplies
     the error by the relative change of the Hessian. With a Hessian of another alpha the
@@ -413,6 +417,7 @@ def test_seeds_off_the_points_of_their_curve_are_landed_by_themselves(monkeypatc
     np.testing.assert_allclose(far.error, near.error, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_known_runs_land_inside_a_trace_too():
     """Inside jit a computed array has no value, even if it is computed from concrete
     data.
@@ -436,6 +441,7 @@ def test_known_runs_land_inside_a_trace_too():
     np.testing.assert_allclose(slope, jnp.sum(outside), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_seed_lost_at_either_solve_is_landed_afresh_and_the_others_are_left_alone(monkeypatch):
     """Seeds off the curve are not solved at the first solve, and seeds whose remaining
     loss integral is large are not solved at the second. As a control, the same seeds

@@ -541,6 +541,7 @@ def test_a_study_is_swept_over_fields_of_its_config(tmp_path):
     np.testing.assert_array_equal(plain(tmp_path / "one.zarr")["time"], [1.0, 2.0, 3.0])
 
 
+@pytest.mark.slow
 def test_simulated_runs_are_the_same_in_chunks_of_any_size_and_those_of_simulate(tmp_path):
     problem = small_problem(n=6, d=10)
 

@@ -240,6 +240,7 @@ def test_damage_done_while_chunks_run_elsewhere_is_mended(tmp_path, undisturbed)
 # Processes.
 
 
+@pytest.mark.slow
 def test_a_worker_process_that_is_killed_is_replaced(tmp_path, undisturbed):
     path, log = tmp_path / "s.zarr", tmp_path / "log"
     pools = []
@@ -376,6 +377,7 @@ def cluster():
         yield cluster
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_dask_worker_is_killed_in_mid_run(cluster, tmp_path, undisturbed):
     from distributed import Client

@@ -87,6 +87,7 @@ def undisturbed(tmp_path_factory):
 # A sweep that is killed.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "chunks"), [(3, 20), pytest.param(50, 240, marks=pytest.mark.slow)]
 )
@@ -110,6 +111,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_numbers(kills, chunks, 
 # Writes that are refused.
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_waited_for(tmp_path):
     path, log = tmp_path / "s.zarr", tmp_path / "log"
     told, _ = elsewhere("disk_full", path, log, 4, 50_000)
@@ -451,6 +453,7 @@ def test_nothing_unfinished_is_ever_in_the_root(tmp_path, monkeypatch):
 # Several processes.
 
 
+@pytest.mark.slow
 def test_of_processes_started_on_one_store_by_mistake_one_wins(tmp_path, undisturbed):
     path, log = tmp_path / "s.zarr", tmp_path / "log"
     slow = {"pause": 0.3}
@@ -466,6 +469,7 @@ def test_of_processes_started_on_one_store_by_mistake_one_wins(tmp_path, undistu
     assert len(experiments.processes(log)) == 1
 
 
+@pytest.mark.slow
 def test_processes_with_a_share_each_make_the_whole(tmp_path, undisturbed):
     path, log = tmp_path / "s.zarr", tmp_path / "log"
     codes, said = elsewhere(

@@ -375,6 +375,7 @@ def test_tune_finds_a_minimum_within_bounds():
     assert 0.9 < float(edge.hyper) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True])
 def test_tune_goes_on_from_its_checkpoint_to_the_same_numbers(tmp_path, fresh):
     options = {"keys": sgf.seeds(0, 8), "bounds": LIMITS, "fresh": fresh, "mode": "forward"}
@@ -428,6 +429,7 @@ class Slope(eqx.Module):
         return x[0] * self.w
 
 
+@pytest.mark.slow
 def test_tangent_growth_of_a_line_is_the_mean_logarithm_of_its_factors():
     """With one weight, w <- (1 - gamma x_i^2 / 2) w + ..., every step multiplies a
     difference by the factor of its example. Beyond the edge of stability it grows.

@@ -48,6 +48,7 @@ def rows(page, corner):
         found[name] = dict(zip(columns, cells, strict=True))
 
 
+@pytest.mark.slow
 def test_the_table_has_every_noise_model_and_the_rows_say_what_simulate_does(combinations):
     """One row of each kind is tested with all solvers, and isotropic noise in all
     places with one solver. The slow test below tests the whole table.

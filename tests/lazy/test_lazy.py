@@ -106,6 +106,7 @@ def test_arc_cosine_kernels():
             np.testing.assert_allclose(2 * values.mean(), wanted, rtol=0, atol=error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "width"), [(1500, 16), pytest.param(4000, 64, marks=pytest.mark.slow)]
 )

@@ -14,6 +14,7 @@ Z = jnp.concatenate([jnp.linspace(-4, 1.9, 60), jnp.linspace(2.1, 8, 40)])
 ONES = jnp.ones(Z.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [0.5, 0.8, 1.0])
 def test_the_derivative_is_a_power_of_the_loss(power):
     loss = lazy.PowerLoss(power)

@@ -130,6 +130,7 @@ def small(rule, replicas=2, **options):
     return mf.solve(MIXTURE, sgf.LogisticLoss(), rule, start=start, replicas=replicas, **options)
 
 
+@pytest.mark.slow
 def test_replicas_without_masks_stay_together():
     rule = mf.MaskedDescent(0.2, sgf.PersistentMask(1.0, persistence=5.0), ridge=0.1)
     found = small(rule)

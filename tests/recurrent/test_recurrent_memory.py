@@ -28,6 +28,7 @@ def gru():
     return rec.Unroll(eqx.nn.GRUCell(2, 3, key=k1), eqx.nn.Linear(3, 2, key=k2))
 
 
+@pytest.mark.slow
 def test_unroll_is_the_loop(gru):
     x = jax.random.normal(KEY, (5, 2))
     hidden, seen = jnp.zeros(3), []
@@ -52,6 +53,7 @@ def test_unroll_is_the_loop(gru):
     assert np.abs(runs.networks.cell.weight_hh - pair.cell.weight_hh).max() > 0
 
 
+@pytest.mark.slow
 def test_memory_is_the_norm_of_the_jacobian(gru):
     x = jax.random.normal(KEY, (4, 6, 2))
     found = rec.memory(gru, x)
@@ -115,6 +117,7 @@ def test_exponents_of_a_cell_that_is_not_linear():
     np.testing.assert_allclose(30 * found, log, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_loss_at_other_lengths():
     keys = sgf.seeds(0, 64)
     # h = w, 0, w, 0, ...: at length T the error is the sum of the inputs at even lags.
@@ -138,6 +141,7 @@ def test_the_loss_at_other_lengths():
     assert [growing.horizon(level=v) for v in (0.5, 1.0, 5.0, 30.0)] == [0, 6, 8, 10]
 
 
+@pytest.mark.slow
 def test_several_lengths_share_a_program():
     traced = []
 
@@ -165,6 +169,7 @@ def test_several_lengths_share_a_program():
     assert [padded_length(n, 60) for n in (60, 16, 15, 6, 4, 1)] == [60, 60, 15, 15, 4, 1]
 
 
+@pytest.mark.slow
 def test_prefixes_are_one_program():
     network = rec.LinearRNN.gaussian(KEY, state=3, scale=0.9, gain=1.0)
     every = rec.LinearRNN(network.A, network.B, network.C, outputs="all")

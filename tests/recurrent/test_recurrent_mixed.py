@@ -69,6 +69,7 @@ def test_a_linear_network_does_not_see_what_is_removed():
         np.testing.assert_allclose(network(short), network(one[8 - steps :]), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_mixed_lengths_in_training():
     cell = rec.Masked(eqx.nn.GRUCell(1, 3, key=KEY))
     model = rec.Unroll(cell, eqx.nn.Linear(3, 1, key=KEY))
@@ -98,6 +99,7 @@ def numbered(many, steps):
     return x, -x
 
 
+@pytest.mark.slow
 def test_windows_end_at_their_target():
     data = rec.Sequences(*numbered(3, 10))
     x, y = jax.vmap(lambda key: data.task(key, 4))(sgf.seeds(0, 400))

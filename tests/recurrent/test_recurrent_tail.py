@@ -35,6 +35,7 @@ def energy(student, lags, start):
     return np.sum((h - lags)[start:] ** 2)
 
 
+@pytest.mark.slow
 def test_the_tail_is_the_sum_over_lags(pair):
     student, teacher = pair
     lags = np.asarray(teacher.impulse_response(4000))
@@ -79,6 +80,7 @@ def test_the_derivative_of_the_tail(pair):
     np.testing.assert_allclose(slope, central, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_derivative_at_a_nilpotent_transition():
     # A^2 = 0, so the doubling meets matrices of zeros. The tail from lag 1 is h_1^2.
     def tail(x):
@@ -92,6 +94,7 @@ def test_the_derivative_at_a_nilpotent_transition():
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_the_tail_can_be_differentiated_twice_and_in_both_modes():
     def tail(a):
         one = jnp.ones((1, 1))
@@ -109,6 +112,7 @@ def test_the_tail_can_be_differentiated_twice_and_in_both_modes():
     np.testing.assert_allclose(jax.jit(jax.hessian(tail))(a), wanted, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_infinite_tail_has_no_derivative():
     def tail(network):
         return rec.tail(network, 1.0, 5)

@@ -34,6 +34,7 @@ def errors(network, teacher, length):
     return np.stack([C @ np.linalg.matrix_power(A, j) @ B - wanted[j] for j in range(length)])
 
 
+@pytest.mark.slow
 def test_the_risk_is_that_of_the_lags(mimo):
     network, teacher = mimo
     e = errors(network, teacher, 5)
@@ -199,6 +200,7 @@ def test_zero_risk_at_the_sufficient_length_means_all_lags():
     assert float(rec.tail(same, teacher, 5)) < 1e-15
 
 
+@pytest.mark.slow
 def test_descent_keeps_the_symmetric_manifold_and_a_transition_of_0():
     risk, descent = rec.PopulationRisk(1.0, 5), sgf.GradientDescent(0.1)
     still = rec.LinearRNN(np.zeros((6, 6)), 0.3 * np.eye(6)[:, :1], 0.3 * np.eye(6)[:1])

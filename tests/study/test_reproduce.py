@@ -128,6 +128,7 @@ def reproduce(tmp_path, *options):
     return cli.main(["reproduce", *options, "--out", str(tmp_path / "all")])
 
 
+@pytest.mark.slow
 def test_the_page_has_everything_escaped_and_stands_alone(studies, tmp_path, capsys):
     assert reproduce(tmp_path) == 0
     out = capsys.readouterr().out
