@@ -38,7 +38,7 @@ test: $(STAMP) ## Run all fast tests, or those of a folder and of the house: mak
 	$(PYTEST) $(TESTS)
 
 slow: $(VENV)/.docs ## Run the slow tests, studies from end to end; also with ONLY= or TESTS=.
-	$(PYTEST) -m slow $(TESTS)
+	$(PYTEST) -m "slow and not release" $(TESTS)
 
 check: $(STAMP) ## Run the static checks: ruff, mypy, import contracts.
 	$(BIN)/ruff check .
@@ -50,7 +50,8 @@ bench: $(STAMP) ## Measure speed beside peers, and render the page of benchmarks
 	$(BIN)/sgfbias bench --out benchmarks/results
 	$(BIN)/python benchmarks/render.py
 
-release-check: $(STAMP) ## Run all studies at their default sizes and on 20 draws, and write their pages (90 minutes).
+release-check: $(VENV)/.docs ## Run the tests of many more cases, all studies at their default sizes and on 20 draws, and write their pages (hours).
+	$(PYTEST) -m release
 	$(BIN)/sgfbias reproduce --out $(OUT)/release --overwrite
 	$(BIN)/python docs/studies.py $(OUT)/release
 	$(BIN)/sgfbias robustness --out $(OUT)/robustness --overwrite

@@ -3,6 +3,7 @@ at run time, and warnings as errors.
 """
 
 import gc
+import hashlib
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -114,9 +115,28 @@ def pytest_terminal_summary(terminalreporter):
         )
 
 
+def leave_for_a_release(items):
+    """Of a test with the mark `slow(cases=n)`, mark all cases but n as `release`.
+
+    The n cases are those whose names have the least hashes, so they are the same in
+    every run, and those of a product of parameters are mixed.
+    """
+    cases = defaultdict(list)
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            if "cases" in mark.kwargs:
+                cases[item.nodeid.split("[")[0]].append((item, mark.kwargs["cases"]))
+    for found in cases.values():
+        found.sort(key=lambda row: hashlib.sha256(row[0].name.encode()).digest())
+        for item, _ in found[found[0][1] :]:
+            item.add_marker(pytest.mark.release)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Run the folders with long tests first, so that short tests keep all workers busy
     at the end.
     """
     order = {"diagonal": 0, "gradients": 1, "core": 2}
     items.sort(key=lambda item: order.get(item.path.parent.name, 3))
+    leave_for_a_release(items)

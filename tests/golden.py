@@ -99,27 +99,32 @@ def environment() -> str:
 
 
 @functools.cache
-def small_run(study: str) -> tuple:
-    """The dataset of a study at test size and its digests. The study is run with the
-    command line of this revision.
+def run(study: str, options: str) -> tuple:
+    """A study is run with the command line of this revision.
+
+    **Returns:** the stored dataset, and the stored claims as dictionaries.
     """
     import xarray as xr
 
     from sgfbias import cli
 
-    if study not in STUDIES:
-        raise ValueError(f"no StudyCase says `small = '...'`, a plain text, for {study!r}")
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stderr(io.StringIO()) as errors,
     ):
-        status = cli.main(
-            ["run", study, *STUDIES[study].options.split(), "--out", folder, "--quiet"]
-        )
+        status = cli.main(["run", study, *options.split(), "--out", folder, "--quiet"])
         if status not in (0, 1):
             raise RuntimeError(f"{study} did not run: {errors.getvalue()}")
         dataset = xr.open_zarr(Path(folder) / "study.zarr", consolidated=False).load()
         rows = json.loads((Path(folder) / "claims.json").read_text())["claims"]
+    return dataset, rows
+
+
+def small_run(study: str) -> tuple:
+    """The dataset of a study at test size and its digests."""
+    if study not in STUDIES:
+        raise ValueError(f"no StudyCase says `small = '...'`, a plain text, for {study!r}")
+    dataset, rows = run(study, STUDIES[study].options)
     return dataset, digests(dataset, rows)
 
 

@@ -126,7 +126,10 @@ ALGORITHMS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("SGD", "Adam") else pytest.param(n, marks=pytest.mark.slow) for n in ALGORITHMS],
+    [
+        n if n in ("SGD", "Adam") else pytest.param(n, marks=pytest.mark.slow(cases=2))
+        for n in ALGORITHMS
+    ],
 )
 def test_changes_add_up_and_the_loss_is_integrated_as_ever(name):
     """Changes telescope, sums are those of a record of every iteration, and the
@@ -178,7 +181,7 @@ SOLVERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [n if n == "Milstein" else pytest.param(n, marks=pytest.mark.slow) for n in SOLVERS],
+    [n if n == "Milstein" else pytest.param(n, marks=pytest.mark.slow(cases=2)) for n in SOLVERS],
 )
 def test_every_solver_integrates_as_it_does_the_loss(name):
     record = sgf.Record(times=4, integrals={"same": risk, "elapsed": lambda net: 1.0})

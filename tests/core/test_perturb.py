@@ -51,7 +51,7 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(cases=2)
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_doubled_inputs_are_a_problem_with_doubled_inputs(name, data):
     X, y = data

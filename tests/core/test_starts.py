@@ -64,7 +64,7 @@ def run(case, start, keys, **options):
     [
         name
         if name in ("a flow of any model", "SGD on a diagonal network")
-        else pytest.param(name, marks=pytest.mark.slow)
+        else pytest.param(name, marks=pytest.mark.slow(cases=2))
         for name in CASES
     ],
 )

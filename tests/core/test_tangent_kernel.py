@@ -190,7 +190,7 @@ def kernel_of(model, inputs, other=None):
 
 def few(*fast):
     """The names of all models, of which only some are among the fast tests."""
-    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in MODELS]
+    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow(cases=4)) for n in MODELS]
 
 
 @pytest.mark.slow

@@ -51,13 +51,13 @@ FAST = ("breast_cancer-25-fitted", "hilbert-12-arbitrary")
 IDS = [f"{name}-{n}" for name, n in RAW] + ["hilbert-5", "hilbert-8", "hilbert-12"]
 
 
-# Every shape is compiled anew, so most of them are left to the slow tests.
+# Every shape is compiled anew, so most are left to the slow tests and a release.
 CASES = [
     pytest.param(
         X,
         kind,
         id=f"{name}-{kind}",
-        marks=() if f"{name}-{kind}" in FAST else pytest.mark.slow,
+        marks=() if f"{name}-{kind}" in FAST else pytest.mark.slow(cases=3),
     )
     for X, name in zip(ILL, IDS, strict=True)
     for kind in ("arbitrary", "fitted")

@@ -82,7 +82,7 @@ def dense(A, r, given):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(cases=3)
 @pytest.mark.parametrize("kind", ["per-sample", "mean", "both", "sgd", "batches", "descent"])
 def test_the_equation_is_solved_and_its_radius_is_that_of_the_dense_map(kind):
     _, A, r = metric(0)
@@ -254,11 +254,8 @@ def distance(a, b):
     return np.linalg.norm(np.atleast_2d(a) - b, axis=1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "SGD" else pytest.param(name, marks=pytest.mark.slow) for name in DYNAMICS],
-)
+@pytest.mark.slow(cases=3)
+@pytest.mark.parametrize("name", DYNAMICS)
 def test_the_limit_of_each_seed_is_known_early(name):
     runs, end, limit = limits_of(DYNAMICS[name], early=600, late=12_000)
     landed, raw = sgf.land(runs), sgf.land(runs, correct=False)
@@ -462,7 +459,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(cases=3)
 @pytest.mark.parametrize("case", CASES)
 def test_the_estimate_covers_on_other_problems(case):
     """At several times of SGD's run, from where seeds have come near to far."""

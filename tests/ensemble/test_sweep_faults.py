@@ -89,7 +89,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kills", "chunks"), [(3, 20), pytest.param(50, 240, marks=pytest.mark.slow)]
+    ("kills", "chunks"), [(3, 20), pytest.param(50, 240, marks=pytest.mark.release)]
 )
 def test_killed_at_random_instants_it_ends_with_the_same_numbers(kills, chunks, tmp_path):
     path, log = tmp_path / "s.zarr", tmp_path / "log"

@@ -21,7 +21,7 @@ GROUPS = ((0, 3, 5), (1, 2))
 
 def slowly(value):
     """A parameter of the slow tests only."""
-    return pytest.param(value, marks=pytest.mark.slow)
+    return pytest.param(value, marks=pytest.mark.slow(cases=4))
 
 
 KINDS = {
@@ -47,10 +47,10 @@ KINDS = {
 SHAPES = {"scalar": ("scalar", 1), "classes": (3, 1), "deep": ("scalar", 2), "deep classes": (3, 2)}
 
 
-# Some pairs are in the fast tests, and all in the slow ones.
+# Some pairs are in the fast tests, more in the slow ones, and all before a release.
 FAST = [("flips", "scalar"), ("only added", "deep"), ("categories and flips", "classes")]
 PAIRS = [
-    pytest.param(kind, shape, marks=() if (kind, shape) in FAST else pytest.mark.slow)
+    pytest.param(kind, shape, marks=() if (kind, shape) in FAST else pytest.mark.slow(cases=5))
     for i, kind in enumerate(KINDS)
     for j, shape in enumerate(SHAPES)
 ]
@@ -73,7 +73,9 @@ def test_exhaustive_finds_the_least_margin_of_all_inputs(kind, shape):
 
 FAST_METHODS = [("greedy", "categories and flips"), ("pgd", "categories"), ("fgsm", "only added")]
 METHODS_AND_KINDS = [
-    pytest.param(method, kind, marks=() if (method, kind) in FAST_METHODS else pytest.mark.slow)
+    pytest.param(
+        method, kind, marks=() if (method, kind) in FAST_METHODS else pytest.mark.slow(cases=5)
+    )
     for method in METHODS
     for kind in KINDS
 ]

@@ -90,7 +90,7 @@ DEEP = {
 
 
 DEEP_NAMES = [
-    pytest.param(name, marks=() if name == "chain" else pytest.mark.slow) for name in DEEP
+    pytest.param(name, marks=() if name == "chain" else pytest.mark.slow(cases=2)) for name in DEEP
 ]
 
 

@@ -113,7 +113,7 @@ def table_of(name):
 
 
 RULES = [
-    pytest.param(name, method, marks=() if fast else pytest.mark.slow)
+    pytest.param(name, method, marks=() if fast else pytest.mark.slow(cases=2))
     for name in NETWORKS
     for method in ("exact", "gmb", "gmbc", "bisect")
     for fast in [name == "scalar" or (name, method) == ("classes", "gmbc")]

@@ -25,7 +25,10 @@ SYSTEMS = [
 @pytest.mark.parametrize(
     ("systems", "folders"),
     [
-        *(pytest.param([system], ("house", "study"), id=system) for system in SYSTEMS),
+        *(
+            pytest.param([system], ("house", "study"), id=system, marks=pytest.mark.release)
+            for system in SYSTEMS
+        ),
         pytest.param(SYSTEMS, ("house", "study", "cli"), id="all"),
     ],
 )

@@ -79,7 +79,7 @@ def test_the_table_has_every_noise_model_and_the_rows_say_what_simulate_does(com
         assert cells["diagonal, `log`"].startswith("no" if refused else "yes"), name
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_page_of_combinations_is_up_to_date(combinations):
     assert combinations.PAGE.read_text() == combinations.page(), "run python docs/combinations.py"
 

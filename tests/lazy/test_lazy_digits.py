@@ -25,7 +25,6 @@ SEEDS = 2
 class TestLazyDigits(StudyCase):
     study = "lazy-digits"
     small = "--images 20 --seeds 2 --width 16 --channels 4 --loss 1.0"
-    draws = (0,)
     mutations = {
         "a run that is lost": (
             "steps",

@@ -20,7 +20,6 @@ NUS = np.geomspace(5, 1000, 47)
 class TestMarginDigits(StudyCase):
     study = "margin-digits"
     small = "--seeds 1 --images 20 --width 8 --nu 760 --adam-steps 500"
-    draws = (0, 1, 2)
     mutations = {
         "a run that stops": ("end_nu", lambda v: v * 0.9, "reaches the last nu"),
         "a loss that is not 0": ("end_loss", lambda v: v + 1e-300, "reaches the last nu"),

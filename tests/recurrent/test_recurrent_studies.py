@@ -23,7 +23,6 @@ NOISE = np.exp(0.05 * np.random.default_rng(0).normal(size=SEEDS))
 class TestMemory(StudyCase):
     study = "recurrent-memory"
     small = "--seeds 4 --state 5 --time 500"
-    draws = (0, 1)  # a draw takes 30 CPU seconds
     mutations = {
         "an error that falls below": (
             "tail",
@@ -91,7 +90,6 @@ PENALTY = np.arange(3)[:, None, None, None] == 2
 class TestCells(StudyCase):
     study = "recurrent-cells"
     small = "--seeds 2 --length 6 --hidden 8 --steps 10 --tests 32"
-    draws = (1, 2)  # a draw takes 40 CPU seconds
     mutations = {
         "a cell that holds": (
             "horizon",
@@ -227,7 +225,6 @@ def test_a_file_that_is_too_short_is_refused(tmp_path):
 class TestCure(StudyCase):
     study = "recurrent-cure"
     small = "--seeds 4 --state 5 --steps 200"
-    draws = (0, 1)
     mutations = {
         "a tail that stays": (
             "tail",
