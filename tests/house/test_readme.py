@@ -98,7 +98,7 @@ def test_the_blocks_of_a_guide_page_run_as_printed(page, tmp_path):
 
 
 def test_every_system_with_published_results_has_a_row():
-    """A system that has just been made has none yet; its author is told to add a row."""
+    """A new system has none yet; its author is told to add a row."""
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[:3] == "| `"]
     named = {name for row in rows for name in re.findall(r"`sgfbias\.(\w+)`", row)}
     published = {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
