@@ -10,6 +10,7 @@ taken once in every process, tell whether they do.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable
@@ -107,6 +108,7 @@ def _blocks(product: Product, a: Any, b: Any) -> Any:
     return jnp.concatenate([jax.vmap(of)(moving[k : k + block]) for k in range(0, size, block)])
 
 
+@functools.cache
 def choose(products: frozenset[Product], size: int, largest: int) -> tuple[int, Steady]:
     """The size of a tile, from `size` to `largest`, and how its products are mapped.
 
@@ -155,12 +157,7 @@ def _take(asked: Iterable[tuple[Product, Any, int]]) -> None:
     for k in range(rounds):
         factors = [_factors(product, size, k) for product, _, size in missing]
         for known, found in zip(digits, all_of(factors), strict=True):
-            known.append(
-                [
-                    hashlib.blake2b(row.tobytes(), digest_size=16).digest()
-                    for row in np.asarray(found)
-                ]
-            )
+            known.append([_digest(row) for row in np.asarray(found)])
     _DIGITS.update(zip(missing, digits, strict=True))
 
 
