@@ -114,6 +114,23 @@ def _change_of_gramian(primals: Any, tangents: Any) -> tuple[Any, Any]:
     return (X, log), (_solved(A, half + half.T), jnp.zeros_like(log))
 
 
+@jax.custom_jvp
+def gramians(A: Array, B: Array, C: Array) -> tuple[Array, Array]:
+    """`sum_j A^j B B^T (A^j)^T` and `sum_j (A^j)^T C^T C A^j`, from the same powers of
+    A.
+    """
+    return _both_doubled(A, B @ B.T, C.T @ C)[:2]
+
+
+@gramians.defjvp
+def _change_of_gramians(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """Each derivative solves the equation of its Gramian."""
+    (A, B, C), (dA, dB, dC) = primals, tangents
+    X, Y = gramians(A, B, C)
+    half_X, half_Y = dA @ X @ A.T + dB @ B.T, dA.T @ Y @ A + dC.T @ C
+    return (X, Y), (_solved(A, half_X + half_X.T), _solved(A.T, half_Y + half_Y.T))
+
+
 def _solved(A: Array, right: Array) -> Array:
     """The solution X of `X - A X A^T = right`, which is linear in `right`."""
     return jax.lax.custom_linear_solve(
@@ -127,26 +144,35 @@ def _solved(A: Array, right: Array) -> Array:
 def _doubled(A: Array, right: Array) -> tuple[Array, Array]:
     """`sum_j A^j R (A^j)^T` with R = `right`, and the log of the size of the last power
     of A that was taken.
+    """
+    X, _, log = _both_doubled(A, right, None)
+    return X, log
+
+
+def _both_doubled(A: Array, right: Array, left: Array | None) -> tuple[Array, Any, Array]:
+    """`sum_j A^j R (A^j)^T` with R = `right`, `sum_j (A^j)^T L A^j` with L = `left`
+    unless it is None, and the log of the size of the last power of A that was taken.
 
     `X <- X + P X P^T` and `P <- P^2`, with P rescaled so that transients of matrices
     that are not normal do not overflow.
     """
 
     def double(now: Any) -> Any:
-        count, X, P, log = now
+        count, X, Y, P, log = now
         moved = P * jnp.exp(log)
         X = X + moved @ X @ moved.T
+        Y = None if Y is None else Y + moved.T @ Y @ moved
         squared, grown = rescaled(P @ P)
         # A power that has become 0 stays 0.
-        return count + 1, X, squared, jnp.maximum(2 * log + grown, -1e30)
+        return count + 1, X, Y, squared, jnp.maximum(2 * log + grown, -1e30)
 
     def unfinished(now: Any) -> Array:
-        return (now[0] < DOUBLINGS) & (now[3] > NOTHING)
+        return (now[0] < DOUBLINGS) & (now[-1] > NOTHING)
 
     P, log = rescaled(A)
-    start = (jnp.int32(0), right, P, jnp.maximum(log, -1e30))
-    _, X, _, log = jax.lax.while_loop(unfinished, double, start)
-    return X, log
+    start = (jnp.int32(0), right, left, P, jnp.maximum(log, -1e30))
+    _, X, Y, _, log = jax.lax.while_loop(unfinished, double, start)
+    return X, Y, log
 
 
 def _infinite(system: LinearRNN, start: int) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_whole
-from sgfbias.recurrent.horizon import gramian
+from sgfbias.recurrent.horizon import gramians
 from sgfbias.recurrent.linear import LinearRNN, check_linear, check_stable
 
 
@@ -102,8 +102,7 @@ def hankel_values(network: LinearRNN) -> Array:
     """
     check_linear(network)
     check_stable(network.A, "`hankel_values`")
-    reach = _root(gramian(network.A, network.B)[0])
-    seen = _root(gramian(network.A.T, network.C.T)[0])
+    reach, seen = map(_root, gramians(network.A, network.B, network.C))
     return jnp.linalg.svd(seen.T @ reach, compute_uv=False)
 
 

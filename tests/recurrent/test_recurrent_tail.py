@@ -194,6 +194,36 @@ def test_hankel_values_are_those_of_a_long_hankel_matrix(pair):
     np.testing.assert_allclose(rec.hankel_values(student), wanted, rtol=1e-6, atol=1e-6)
 
 
+def test_hankel_values_are_differentiated(pair):
+    """Along a direction of A, B and C, against central differences."""
+    student, _ = pair
+    leaves, structure = jax.tree.flatten(student)
+    change = jax.tree.unflatten(
+        structure,
+        [
+            jax.random.normal(key, leaf.shape)
+            for key, leaf in zip(jax.random.split(KEY, 3), leaves, strict=True)
+        ],
+    )
+
+    def value(by):
+        moved = jax.tree.map(lambda now, way: now + by * way, student, change)
+        return rec.hankel_values(moved)[:3]
+
+    slope = jax.jvp(value, (0.0,), (1.0,))[1]
+    wanted = (value(1e-5) - value(-1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, wanted, rtol=1e-6)
+    pulled = jax.vjp(value, 0.0)[1](jnp.ones(3))[0]
+    np.testing.assert_allclose(pulled, jnp.sum(slope), rtol=1e-10)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 17])
+def test_the_impulse_response_is_lag_by_lag_c_a_to_the_j_b(pair, length):
+    A, B, C = map(np.asarray, jax.tree.leaves(pair[0]))
+    wanted = [C @ np.linalg.matrix_power(A, lag) @ B for lag in range(length)]
+    np.testing.assert_allclose(pair[0].impulse_response(length), wanted, rtol=1e-12, atol=1e-14)
+
+
 def test_shares_add_up_to_the_energy():
     # Two modes that do not overlap much in time, with the energy of each known.
     B = np.sqrt([[1.0], [0.2]])
