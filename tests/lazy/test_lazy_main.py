@@ -13,6 +13,7 @@ import sgfbias as sgf
 from sgfbias import lazy
 from sgfbias.lazy.studies.main import LOSSES, Config
 from sgfbias.lazy.studies.main.measure import predicted
+from sgfbias.study import study_named
 
 WIDTHS, SEEDS, DEPTH = (64, 256, 1024), 3, 2
 
@@ -104,6 +105,22 @@ class TestLazy(StudyCase):
             | {name: (dims[1:], values) for name, values in beside.items()},
             {"loss_name": list(LOSSES), "width": list(WIDTHS), "layer": [1, 2]},
         )
+
+
+def test_the_rate_of_switched_units_is_judged_at_large_widths_only():
+    """The made-up shares fall as 1/sqrt(m), so the paper's rate is refused where it is
+    looked for.
+    """
+    small = TestLazy.make()
+    words = "share of units that switch in the first layer falls"
+    (row,) = [c for c in study_named("lazy").claims(small) if words in c.statement]
+    assert row.verdict == "not applicable"
+    for power, verdict in ((0.0, "fails"), (1 / 6, "holds")):
+        wide = small.assign_coords(width=small["width"].values * 16)
+        wide["flips"] = wide["flips"] * wide["width"] ** power
+        (row,) = [c for c in study_named("lazy").claims(wide) if words in c.statement]
+        assert row.verdict == verdict
+        assert not row.must_hold
 
 
 @pytest.mark.slow

@@ -7,12 +7,14 @@ import xarray as xr
 
 from sgfbias.lazy.scaling import exponent
 from sgfbias.lazy.studies.main import BATCH, MOST_STEPS, Config
-from sgfbias.study import Claim, claim, control, source
+from sgfbias.study import Claim, claim, control, not_applicable, source
 from sgfbias.study.statistics import Estimate, arrow, span
 
 ZOU, CHIZAT = source("zou2018"), source("chizat2019")
 # From this width on, or from the largest if all are smaller, a network is called wide.
 WIDE = 256
+# The rate of the paper's bound is looked for if the largest width is at least this.
+VERY_WIDE = 2048
 
 
 def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
@@ -25,6 +27,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
         _linearised(ds),
         _losses(ds),
         _flips(ds),
+        _rate_of_flips(ds),
         _drift(ds),
         _identity(ds),
         *_floors(ds),
@@ -145,6 +148,29 @@ def _flips(ds: xr.Dataset) -> Claim:
         + each(ds, [arrow(row, ".3f") for row in flips]),
         tolerance="mean over networks within 20% at every wide width, for every loss",
         holds=np.all(np.abs(ratio - 1) < 0.2),
+    )
+
+
+def _rate_of_flips(ds: xr.Dataset) -> Claim:
+    statement = "The share of units that switch in the first layer falls as m^(-1/3)"
+    if ds["width"].values[-1] < VERY_WIDE:
+        return not_applicable(
+            statement,
+            ZOU,
+            "the paper's bound is for widths that grow, and the largest here is below "
+            f"{VERY_WIDE:,}; `--paper` goes to 8,192",
+            must_hold=False,
+        )
+    found = exponents(ds, ds["flips"].values[..., 0])
+    return claim(
+        statement,
+        ZOU,
+        predicted="slope -1/3 in the paper's bound; -1/2 where the change of the weights is small "
+        "against them",
+        measured=each(ds, [f"{e:.2f}" for e in found]),
+        tolerance="the interval of every slope contains -1/3",
+        holds=all(e.low <= -1 / 3 <= e.high for e in found),
+        must_hold=False,
     )
 
 
