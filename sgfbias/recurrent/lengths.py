@@ -43,7 +43,7 @@ class Curve(NamedTuple):
         All lengths between count: the loss may fall again later. It is the largest
         length that was tried if the loss never rises so far. It is the length of
         training if the next one already fails, and 0 if `level` is already missed
-        there.
+        there, or if the loss there is not finite.
 
         **Arguments:**
 
@@ -61,9 +61,9 @@ class Curve(NamedTuple):
         if level is not None:
             bound = as_float(level, "level")
             check_positive(bound, "level")
-        # A loss that is not a number does not hold.
-        good = self.loss[at:] <= bound
-        if level is not None and not good[0]:
+        # A loss that is infinite or not a number does not hold.
+        good = np.isfinite(self.loss[at:]) & (self.loss[at:] <= bound)
+        if not good[0]:
             return 0
         bad = np.flatnonzero(~good[1:])
         return int(self.lengths[at:][bad[0] if bad.size else len(good) - 1])
@@ -84,9 +84,13 @@ class Curve(NamedTuple):
     def __str__(self) -> str:
         horizon = self.horizon()
         more = " or more" if horizon == self.lengths[-1] else ""
+        holds = (
+            f"the loss stays within 10 times that to length {horizon}{more}"
+            if horizon
+            else "the loss at that length is not finite"
+        )
         lines = [
-            f"trained at length {self.trained}; over {self.sequences:,} sequences the loss stays "
-            f"within 10 times that to length {horizon}{more}",
+            f"trained at length {self.trained}; over {self.sequences:,} sequences {holds}",
             f"{'length':>8} {'loss':>11} {'error':>9} {'ratio':>9}",
         ]
         first = self.loss[int(np.searchsorted(self.lengths, self.trained))]

@@ -63,6 +63,9 @@ class LinearRNN(AbstractRecurrent):
             )
         for name in ("A", "B", "C"):
             check_finite(getattr(self, name), name)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(self.A, self.B, self.C)
+        self.A, self.B, self.C = (leaf.astype(dtype) for leaf in (self.A, self.B, self.C))
         self.outputs = check_outputs(outputs)
 
     @classmethod
@@ -147,8 +150,9 @@ class LinearRNN(AbstractRecurrent):
         With k about the square root of the length, the response at lag `m k + j` is the
         product of `C A^j` and `A^(m k) B`, so two short loops replace a long one.
 
-        **Raises:** `ValueError` for a length below 1.
+        **Raises:** `ValueError` for a length below 1, and for a stack of networks.
         """
+        check_linear(self)
         length = as_whole(length, "length")
         block = math.isqrt(length - 1) + 1
         leap = jnp.linalg.matrix_power(self.A, block)
@@ -164,7 +168,10 @@ class LinearRNN(AbstractRecurrent):
         norm, which neither under- nor overflows.
 
         The power of A is taken by squaring, rescaled at every step. If `h_lag` is 0,
-        the direction is 0 and the log is -infinity.
+        the direction is 0 and the log is -infinity. What is smaller than the largest
+        entry of the power by more than the range of floats is lost: a response that
+        only fast modes carry is 0 then, beside slow modes that it does not see. Such
+        responses need `memory`.
 
         **Raises:** `ValueError` for a lag that is not a whole number >= 0.
         """
@@ -201,7 +208,21 @@ def check_linear(network: Any, name: str = "network") -> LinearRNN:
     """
     if not isinstance(network, LinearRNN):
         raise ValueError(f"`{name}` must be a LinearRNN, but is {type(network).__name__}")
+    check_single(network, name)
     return network
+
+
+def check_single(network: Any, name: str = "network") -> None:
+    """Refuse a stack of linear networks, such as the networks of several seeds.
+
+    **Raises:** `ValueError` that says how to take one of them.
+    """
+    if isinstance(network, LinearRNN) and network.A.ndim != 2:
+        raise ValueError(
+            f"`{name}` is a stack of networks, A has shape {tuple(network.A.shape)}: take one of "
+            "them, jax.tree.map(lambda leaf: leaf[0], networks), or map over all, "
+            "equinox.filter_vmap(f)(networks)"
+        )
 
 
 def check_stable(A: Array, what: str) -> None:

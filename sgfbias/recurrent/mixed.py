@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_whole
+from sgfbias.recurrent.linear import LinearRNN
 
 
 class Masked(eqx.Module):
@@ -53,19 +54,21 @@ class MixedLengths(eqx.Module):
     to a random length, from `least` to its own, all equally likely.
 
     Steps are removed by setting all their channels to 0: those at the front, so that
-    the end and its target stay. A `LinearRNN` does not see such steps. Other cells do,
-    so write `Masked(cell)` and give the sequences a last channel of ones. Recorded
-    losses are those of whole sequences.
+    the end and its target stay. A `LinearRNN`, whose state is still 0 there, does not
+    see such steps. Other cells do, so write `Masked(cell)` and give the sequences a
+    last channel of ones. Recorded losses are those of whole sequences.
 
     **Arguments:**
 
     - `least`: the shortest length, at least 1.
     - `keep`: a channel, or None. With a channel, steps are removed at random places
       rather than at the front, but never those at which that channel is not 0, on which
-      the target depends.
+      the target depends. Only for cells that skip such steps, `Masked(cell)`, as the
+      state of a `LinearRNN` moves in them.
 
     **Raises:** `ValueError` for numbers outside these ranges, and in `simulate` for
-    inputs other than sequences (n, T, i) with T of at least `least`.
+    inputs other than sequences (n, T, i) with T of at least `least`, and for a
+    `LinearRNN` with `keep`.
     """
 
     least: int = eqx.field(static=True)
@@ -80,6 +83,11 @@ class MixedLengths(eqx.Module):
             raise ValueError(
                 f"MixedLengths({self.least}) needs sequences (n, T, i) with T of at least "
                 f"{self.least}, but the inputs have shape {tuple(inputs.shape)}"
+            )
+        if self.keep is not None and isinstance(network, LinearRNN):
+            raise ValueError(
+                "MixedLengths(keep=) removes steps after the first, in which the state of a "
+                "LinearRNN moves on: leave keep out, or use Unroll(Masked(cell), readout)"
             )
         if self.keep is not None and self.keep >= inputs.shape[2]:
             raise ValueError(

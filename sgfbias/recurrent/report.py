@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -21,7 +22,7 @@ class Spectrum(NamedTuple):
       absolute value of 1 or more.
     - `shares`: (d,), the share of every mode in the energy of the impulse response from
       lag `start` on. They add up to 1, and a share can be negative where modes cancel.
-      NaN if the energy is infinite.
+      NaN if the energy is infinite or 0, and if A has no independent eigenvectors.
     - `start`: the first lag that counts.
     """
 
@@ -77,13 +78,16 @@ def spectrum(network: LinearRNN, start: int = 0) -> Spectrum:
     with np.errstate(divide="ignore"):
         lives = np.where(size < 1, np.log(0.5) / np.log(np.minimum(size, 1)), np.inf)
     shares = np.full(len(values), np.nan)
-    if size[0] < 1:
+    if size[0] < 1 and np.linalg.matrix_rank(vectors) == len(values):
         left, right = C @ vectors, np.linalg.solve(vectors, B.astype(complex))
         # <C v_m w_m B, C v_n w_n B> = (v_n^* C^* C v_m) (w_m B B^* w_n^*).
         inner = (left.conj().T @ left).T * (right @ right.conj().T)
         product = values[:, None] * values.conj()[None]
-        energy = inner * product**start / (1 - product)
-        shares = np.real(energy.sum(axis=1)) / np.real(energy.sum())
+        # Late lags would underflow without the largest power, which shares do not need.
+        power = (product / (size[0] ** 2 or 1.0)) ** start
+        energy = inner * power / (1 - product)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.real(energy.sum(axis=1)) / np.real(energy.sum())
     return Spectrum(values, lives, shares, start)
 
 
@@ -92,18 +96,50 @@ def hankel_values(network: LinearRNN) -> Array:
 
     They are the square roots of the eigenvalues of the product of both Gramians, and
     the singular values of the infinite matrix of the blocks `h_{i+j}`. Those that are
-    not small are the states that the map needs.
+    not small are the states that the map needs. Values that differ from each other can
+    be differentiated once; one that is 0 up to rounding has the derivative 0.
 
     **Arguments:**
 
     - `network`: a `LinearRNN` with a spectral radius below 1.
 
-    **Raises:** `ValueError` for another network, which names the eigenvalue.
+    **Raises:** `ValueError` for another network, and for a spectral radius of 1 or
+    more, with the eigenvalue. Within `jax.jit` the values are then NaN or infinite.
     """
     check_linear(network)
     check_stable(network.A, "`hankel_values`")
-    reach, seen = map(_root, gramians(network.A, network.B, network.C))
-    return jnp.linalg.svd(seen.T @ reach, compute_uv=False)
+    return _values(*gramians(network.A, network.B, network.C))
+
+
+@jax.custom_jvp
+def _values(reach: Array, seen: Array) -> Array:
+    """The square roots of the eigenvalues of the product of two Gramians."""
+    return jnp.linalg.svd(_root(seen).T @ _root(reach), compute_uv=False)
+
+
+@_values.defjvp
+def _change_of_values(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """`ds = (l^T dX l + r^T dY r) / (2 s)` for the Gramians X and Y and the left and
+    right eigenvectors l and r of `X Y`, which `_modes` scales.
+
+    The roots of X and Y are not differentiated, as those of singular Gramians have no
+    derivative.
+    """
+    values, left, right = _modes(*primals)
+    dX, dY = tangents
+    slope = jnp.sum(left * (dX @ left), axis=0) + jnp.sum(right * (dY @ right), axis=0)
+    least = len(values) * jnp.finfo(values.dtype).eps * values[0]
+    is_known = values > least
+    return values, jnp.where(is_known, slope / (2 * jnp.where(is_known, values, 1)), 0)
+
+
+def _modes(reach: Array, seen: Array) -> tuple[Array, Array, Array]:
+    """The values, and the left and the right eigenvectors as columns: `l = G u` and
+    `r = F v` with `F F^T` and `G G^T` the Gramians and `G^T F = u s v^T`.
+    """
+    F, G = _root(reach), _root(seen)
+    left, values, right = jnp.linalg.svd(G.T @ F)
+    return values, G @ left, F @ right.T
 
 
 def _root(matrix: Any) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class Sequences(eqx.Module):
 
     - `inputs`: (n, T, i), or one sequence (T, i).
     - `targets`: (n, T, o), a target at every time, or (n, o), one for the end of each
-      sequence. For one sequence (T, o) or (o,).
+      sequence. For one sequence (T, o), or (T,) for a single output, or (o,) for its
+      end.
 
     **Raises:** `ValueError` for shapes that do not fit, and for NaN.
     """
@@ -33,6 +35,7 @@ class Sequences(eqx.Module):
     def __init__(self, inputs: Any, targets: Any):
         x, y = as_float_array(inputs, "inputs"), as_float_array(targets, "targets")
         if x.ndim == 2:
+            y = y[:, None] if y.shape == x.shape[:1] else y
             x, y = x[None], y[None]
         fits = x.ndim == 3 and 0 not in x.shape and y.shape[:1] == x.shape[:1]
         if not fits or y.ndim not in (2, 3) or (y.ndim == 3 and y.shape[1] != x.shape[1]):
@@ -124,10 +127,15 @@ def read_sequences(path: str | Path) -> Sequences:
         if len(rows) < 3:
             raise ValueError(f"{path} must have three times or more, but has {len(rows)}")
         return Sequences(_as_default(rows[:-1]), _as_default(rows[1:]))
+    if path.suffix != ".npz":
+        raise ValueError(
+            f"{path} must be a .npz file with X and y, or a .csv file; write "
+            "numpy.savez('mine.npz', X=X, y=y)"
+        )
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no .npz or .csv file that can be read: {error}") from error
     if missing := {"X", "y"} - set(arrays):
         raise ValueError(

@@ -25,12 +25,14 @@ class Unroll(AbstractRecurrent):
       hidden state itself. If the hidden state is a tuple, as in an LSTM, it is given
       the first part.
     - `outputs`: "last", or "all" for the read-outs at all times, (T, o).
-    - `initial`: the hidden state before the first input, a PyTree of arrays. It does
-      not move in training. Default: zeros of shape `cell.hidden_size`. An
-      `equinox.nn.LSTMCell` needs a pair, `(jnp.zeros(h), jnp.zeros(h))`.
+    - `initial`: the hidden state before the first input, a PyTree of arrays, which may
+      be complex. It does not move in training. Default: zeros of shape
+      `cell.hidden_size`. An `equinox.nn.LSTMCell` needs a pair,
+      `(jnp.zeros(h), jnp.zeros(h))`.
 
-    **Raises:** `ValueError` for a cell or a read-out that is not callable, and if the
-    shape of the hidden state is not known.
+    **Raises:** `ValueError` for a cell or a read-out that is not callable, if the shape
+    of the hidden state is not known, and in a call if a state that begins real becomes
+    complex.
     """
 
     cell: Any
@@ -67,17 +69,32 @@ class Unroll(AbstractRecurrent):
             self.size = (size,) if isinstance(size, int) else tuple(size)
 
     def rest(self, x):
+        # Whole numbers, such as tokens, have no precision of their own.
+        real = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.result_type(float)
         if self.initial is None:
             assert self.size is not None
-            return jnp.zeros(self.size, x.dtype)
-        return jax.tree.map(
-            lambda leaf: leaf.astype(x.dtype) if eqx.is_inexact_array(leaf) else leaf, self.initial
-        )
+            return jnp.zeros(self.size, real)
+        pair = jnp.complex128 if real == jnp.float64 else jnp.complex64
+
+        def cast(leaf: Any) -> Any:
+            if not eqx.is_inexact_array(leaf):
+                return leaf
+            return leaf.astype(pair if jnp.iscomplexobj(leaf) else real)
+
+        return jax.tree.map(cast, self.initial)
 
     def advance(self, state, x):
-        moved = self.cell(x, state)
-        # A scan needs a state of one dtype, also where a cell has weights of another.
-        return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, state)
+        def as_before(new: Any, old: Any) -> Any:
+            if jnp.iscomplexobj(new) and not jnp.iscomplexobj(old):
+                raise ValueError(
+                    f"the hidden state of {type(self.cell).__name__} becomes complex, but begins "
+                    f"real: give a complex initial=, such as "
+                    f"initial=jnp.zeros({old.shape}, complex)"
+                )
+            # A scan needs a state of one dtype, also if the weights have another.
+            return new.astype(old.dtype)
+
+        return jax.tree.map(as_before, self.cell(x, state), state)
 
     def read(self, state):
         hidden = state[0] if isinstance(state, tuple | list) else state

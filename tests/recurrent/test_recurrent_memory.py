@@ -137,7 +137,10 @@ def test_the_loss_at_other_lengths():
     lost = rec.Curve(np.asarray([6, 8]), np.asarray([1, np.nan]), np.ones(2), 6, 2)
     assert lost.horizon(100.0) == 6
     nothing = rec.Curve(np.asarray([6, 8]), np.asarray([np.nan, 1]), np.ones(2), 6, 2)
-    assert nothing.horizon() == 6
+    assert nothing.horizon() == 0
+    assert "the loss at that length is not finite" in str(nothing)
+    infinite = rec.Curve(np.asarray([6, 8]), np.asarray([np.inf, np.inf]), np.ones(2), 6, 2)
+    assert infinite.horizon() == infinite.horizon(level=1.0) == 0
     assert [growing.horizon(level=v) for v in (0.5, 1.0, 5.0, 30.0)] == [0, 6, 8, 10]
 
 

@@ -194,14 +194,17 @@ def test_the_command_line_takes_ones_own_cell_and_sequences(tmp_path):
     options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
 
     def run(*more):
-        command = [sys.executable, "-m", "sgfbias", "run", "recurrent-cells", *options, *more]
+        # As the command `sgfbias` does it, which has no working directory on its path.
+        main = "import sys; sys.path = [p for p in sys.path if p]; from sgfbias.cli import main"
+        arguments = ["run", "recurrent-cells", *options, *more]
+        command = [sys.executable, "-c", f"{main}; sys.exit(main())", *arguments]
         return subprocess.run(
             [*command, "--out", str(tmp_path / "out"), "--overwrite"],
             capture_output=True,
             text=True,
             check=False,
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
 
     done = run("--data", "series.csv")

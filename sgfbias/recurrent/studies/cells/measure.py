@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -23,7 +25,6 @@ from sgfbias import (
     Record,
     SquaredLoss,
     Stacked,
-    seeds,
     simulate,
 )
 from sgfbias.recurrent import (
@@ -92,9 +93,13 @@ def _cell(name: str) -> Callable[[int, int, Array], Any]:
     if name in known:
         return lambda inputs, hidden, key: known[name](inputs, hidden, key=key)
     module, _, function = name.partition(":")
+    # The command `sgfbias` does not look into the working directory by itself.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever the module of the user raises
         raise ValueError(
             f"cell must be gru, lstm, or MODULE:FUNCTION, but is {name!r}: {error}"
         ) from error
@@ -246,7 +251,7 @@ def linear_networks(
             adam(LINEAR_RATE, None),
             Stacked(starts),
             problem,
-            keys=seeds(0, len(starts)) if name == LINEAR[1] else None,
+            keys=config.keys(0, len(starts)) if name == LINEAR[1] else None,
             steps=config.steps,
             record=Record(observables=(), times=2),
         )
