@@ -48,6 +48,14 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+# The package's own dependencies, and the peers, as far as they are installed.
+PACKAGES = (
+    *("jax", "jaxlib", "diffrax", "equinox", "numpy", "scipy", "scikit-learn"),
+    *("torch", "torchsde", "control", "cvxpy", "clarabel", "neural-tangents"),
+    *("adversarial-robustness-toolbox", "foolbox"),
+)
+
+
 def hardware() -> dict:
     """The hardware and the versions that the numbers are measured with."""
     cpus = Path("/proc/cpuinfo")
@@ -59,7 +67,7 @@ def hardware() -> dict:
     flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
     wide = next((name for name in ("avx512f", "avx2", "avx") if name in flags), "")
     versions = {}
-    for package in ("jax", "jaxlib", "diffrax", "equinox", "numpy", "torch", "torchsde"):
+    for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
