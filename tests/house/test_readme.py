@@ -18,6 +18,12 @@ BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL
 )
 
+SYSTEMS = sorted(
+    folder.parent
+    for folder in places().values()
+    if folder.parent.parent == PACKAGE and (folder.parent / "guide.md").exists()
+)
+
 
 def shell_lines():
     return [
@@ -85,16 +91,32 @@ def test_it_is_short_and_its_speed_is_what_the_stored_results_say(monkeypatch):
     assert render.speed() in text
 
 
+def run_the_blocks(page, folder):
+    """The Python blocks of a page, as one program in an empty folder."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    (folder / "blocks.py").write_text("\n".join(blocks))
+    done = subprocess.run(
+        [sys.executable, "blocks.py"],
+        cwd=folder,
+        env=os.environ | {"MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["simulate", "gradients", "sweeps", "noise"])
 def test_the_blocks_of_a_guide_page_run_as_printed(page, tmp_path):
-    text = (ROOT / "docs" / "guide" / f"{page}.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    (tmp_path / "blocks.py").write_text("\n".join(blocks))
-    done = subprocess.run(
-        [sys.executable, "blocks.py"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_the_blocks(ROOT / "docs" / "guide" / f"{page}.md", tmp_path)
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(
+    "page", [folder / "guide.md" for folder in SYSTEMS], ids=[folder.name for folder in SYSTEMS]
+)
+def test_the_blocks_of_the_guide_of_a_system_run_as_printed(page, tmp_path):
+    run_the_blocks(page, tmp_path)
 
 
 def test_every_system_with_published_results_has_a_row():
