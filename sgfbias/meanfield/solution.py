@@ -98,7 +98,7 @@ def solve(
     if low not in (jnp.float32, jnp.float64):
         raise ValueError(f"`dtype` must be 'float32' or 'float64', but is {low.name!r}")
     check_size(steps, samples, replicas, memory, low.itemsize, outputs)
-    with double((data, rule, start, loss, keys)):
+    with double((data, rule, start, loss, readout, keys)):
         if outputs is None:
             corner = has_corner(loss, readout, data.typical())
         else:
