@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_real, as_whole, is_concrete
-from sgfbias.meanfield.error import class_error, upper_tail
+from sgfbias.meanfield.error import class_error, sign_error
 
 
 class Bins(NamedTuple):
@@ -111,6 +111,13 @@ class AbstractData(eqx.Module):
     def typical(self) -> np.ndarray:
         """Some targets of this law, to which a loss must apply."""
         return np.asarray([-1.0, 1.0])
+
+    def check_readout(self, readout: Any) -> None:
+        """Refuse a readout with which the test error of this law is not known.
+
+        **Raises:** `ValueError` that says what to write.
+        """
+        return None
 
     @abc.abstractmethod
     def sample(self, key: Array, d: int, dtype: Any) -> Sample:
@@ -247,9 +254,7 @@ class GaussianMixture(AbstractData):
 
     def test_error(self, overlap, variance, readout):
         if readout is None and self.clusters == 2:
-            known = variance > 0
-            spread = jnp.sqrt(jnp.where(known, variance, 1))
-            return upper_tail(jnp.where(known, overlap / spread, 0))
+            return sign_error(overlap, variance)
         centres: tuple[float, ...] = (-1.0, 1.0)
         weights: tuple[float, ...] = (0.5, 0.5)
         if self.clusters == 3:

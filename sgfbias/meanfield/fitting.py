@@ -13,7 +13,7 @@ from jaxtyping import Array
 from sgfbias.core.checks import as_float_array, as_numbers, check_finite
 from sgfbias.meanfield.classes import fit_classes, own_sample
 from sgfbias.meanfield.data import AbstractData, Bins, Draw, checked_alpha
-from sgfbias.meanfield.error import upper_tail
+from sgfbias.meanfield.error import sign_error
 from sgfbias.meanfield.precision import returned
 
 # The share of a class may differ from one half by this much.
@@ -57,11 +57,14 @@ class FittedMixture(AbstractData):
         return own_sample(self, d, dtype)
 
     def test_error(self, overlap, variance, readout):
+        self.check_readout(readout)
+        return sign_error(overlap, variance)
+
+    def check_readout(self, readout):
         if readout is not None:
-            raise ValueError("data of your own are known for the default readout only")
-        known = variance > 0
-        spread = jnp.sqrt(jnp.where(known, variance, 1))
-        return upper_tail(jnp.where(known, overlap / spread, 0))
+            raise ValueError(
+                "the test error of data from `fit` is known only without `readout`: leave it out"
+            )
 
     def take(self, rows: Any) -> FittedMixture:
         """The same law with some of the examples as its data, for runs on them; alpha

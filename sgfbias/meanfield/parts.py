@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -20,7 +21,9 @@ LONG, MOST_BYTES = 512, 4 * 2**30
 SMALL = 0.01
 
 
-def check_parts(data: Any, loss: Any, rule: Any, start: Any) -> tuple[AbstractLoss, Start]:
+def check_parts(
+    data: Any, loss: Any, rule: Any, start: Any, readout: Any
+) -> tuple[AbstractLoss, Start]:
     """The loss and the start, after the parts of a system have been checked.
 
     **Raises:** `ValueError` for parts of another kind, or that do not fit together.
@@ -38,6 +41,7 @@ def check_parts(data: Any, loss: Any, rule: Any, start: Any) -> tuple[AbstractLo
     start = Start() if start is None else start
     if not isinstance(start, Start):
         raise ValueError(f"`start` must be a Start(overlap, variance), but is {shown(start)}")
+    check_readout(data, readout)
     loss = as_loss(loss)
     loss.check_targets(jnp.asarray(data.typical()))
     if is_concrete((start, rule)):
@@ -53,6 +57,36 @@ def check_parts(data: Any, loss: Any, rule: Any, start: Any) -> tuple[AbstractLo
                 "start=Start(variance=1.0)"
             )
     return loss, start
+
+
+def check_readout(data: AbstractData, readout: Any) -> None:
+    """Refuse a readout that is no function, or with one output no function of a number
+    that returns a number.
+
+    **Raises:** `ValueError` that says what it must be.
+    """
+    if readout is None:
+        return
+    if not callable(readout):
+        raise ValueError(
+            "`readout` must be a function of the pre-activation, such as lambda r: r**2 - 0.5, "
+            f"or None, but is {shown(readout)}"
+        )
+    data.check_readout(readout)
+    if data.directions is not None:
+        return  # `check_outputs` knows how many there are
+    numbers = jax.ShapeDtypeStruct((2,), jnp.result_type(float))
+    try:
+        after = jax.eval_shape(jax.vmap(readout), numbers)
+    except (TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"`readout` must be a function of one pre-activation, a number, but fails on one: {error}"
+        ) from error
+    if getattr(after, "shape", None) != (2,):
+        given = f"shape {after.shape[1:]}" if hasattr(after, "shape") else type(after).__name__
+        raise ValueError(
+            f"`readout` must return one number for one pre-activation, but returns {given}"
+        )
 
 
 def check_size(

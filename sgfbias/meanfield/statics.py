@@ -67,7 +67,7 @@ def stationary_point(data: Any, loss: Any, *, ridge: Any = 0.0, readout: Any = N
     """
     ridge = as_real(ridge, "ridge")
     check_positive(ridge, "ridge", zero_allowed=True)
-    loss, _ = check_parts(data, loss, MaskedDescent(0.1), None)
+    loss, _ = check_parts(data, loss, MaskedDescent(0.1), None, readout)
     if data.directions is not None:
         raise ValueError(
             f"the stationary point is known for one output only, but {type(data).__name__} is "

@@ -217,7 +217,8 @@ def least_squares_temperature(
     """The temperature of SGD on least squares with a linear teacher, in closed form and
     exact for any step size, as d grows.
 
-    The masks are independent, and `|v|^2 = d`. With the Marchenko-Pastur law of x,
+    The loss is `sgfbias.SquaredLoss(0.5)`, that is `(y - r)^2 / 2`, summed over
+    examples. The masks are independent, and `|v|^2 = d`. With the Marchenko-Pastur law of x,
     `k = x + lambda` and `g = (1-b)/b`, the mean squared residual v is that of the ridge
     solution divided by `1 - (g/alpha) E[eta x^2/(k (2 - eta k))]`, and
 
