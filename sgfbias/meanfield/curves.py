@@ -92,9 +92,15 @@ class Curves(eqx.Module):
         lost = at[at >= 0]
         if not lost.size:
             return f"{at.size} finite"
+        cause = "the step size is too large, take a smaller one"
+        if not lost.min():
+            cause = (
+                "this is before the first step, so that the loss has no finite value where "
+                "training starts: take another loss or another start"
+            )
         return (
-            f"{at.size - lost.size} finite, {lost.size} non-finite from step {lost.min()} on: the "
-            "step size is too large, take a smaller one"
+            f"{at.size - lost.size} finite, {lost.size} non-finite from step {lost.min()} on: "
+            f"{cause}"
         )
 
     def fields(self) -> dict[str, Array]:

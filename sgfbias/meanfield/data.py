@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_real, as_whole, is_concrete
+from sgfbias.core.checks import as_float_array, as_real, as_whole, is_concrete
 from sgfbias.meanfield.error import class_error, sign_error
 
 
@@ -179,8 +179,8 @@ class GaussianMixture(AbstractData):
     - `clusters`: 2 for c = -1 and 1 with equal chance and the label y = c. 3 for c =
       -1, 0, 0, 1 with equal chance and y = -1 where c = 0, and 1 elsewhere.
 
-    **Raises:** `ValueError` for numbers outside these ranges, and for a number of
-    energies that differs from the number of eigenvalues.
+    **Raises:** `ValueError` for numbers outside these ranges, for a number of energies
+    that differs from the number of eigenvalues, and for energies that are all 0.
 
     Mignacco, Krzakala, Urbani, Zdeborová 2020 (arXiv 2006.06098) study both mixtures.
     """
@@ -206,6 +206,11 @@ class GaussianMixture(AbstractData):
                 f"there are {energies.shape[0]} for {self.spectrum.shape[0]} eigenvalues"
             )
         self.mean_energy = jnp.broadcast_to(energies, self.spectrum.shape)
+        if is_concrete(energies) and not np.any(np.asarray(energies)):
+            raise ValueError(
+                "there is no direction to learn, as every `mean_energy` is 0: give an eigenspace "
+                "in which it is not, or take RandomLabels(alpha)"
+            )
         self.clusters = as_whole(clusters, "clusters")
         if self.clusters not in (2, 3):
             raise ValueError(f"`clusters` must be 2 or 3, but is {clusters}")
@@ -282,7 +287,7 @@ def eigenvalues(value: Any, name: str) -> Array:
 
     **Raises:** `ValueError` for anything else.
     """
-    array = jnp.atleast_1d(jnp.asarray(value)).astype(jnp.result_type(float))
+    array = jnp.atleast_1d(as_float_array(value, name)).astype(jnp.result_type(float))
     if array.ndim != 1 or not array.shape[0]:
         raise ValueError(
             f"`{name}` must be one number, or a vector of them, but has shape {array.shape}"
@@ -290,6 +295,6 @@ def eigenvalues(value: Any, name: str) -> Array:
     if is_concrete(array) and not bool(np.all(np.isfinite(array) & (np.asarray(array) >= 0))):
         bad = [float(v) for v in np.asarray(array) if not (np.isfinite(v) and v >= 0)]
         raise ValueError(
-            f"`{name}` must have no negative entry, as a covariance has none, but has {bad[0]:g}"
+            f"`{name}` must have only finite entries that are not negative, but has {bad[0]:g}"
         )
     return array

@@ -80,7 +80,8 @@ def check_readout(data: AbstractData, readout: Any) -> None:
         after = jax.eval_shape(jax.vmap(readout), numbers)
     except (TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
         raise ValueError(
-            f"`readout` must be a function of one pre-activation, a number, but fails on one: {error}"
+            "`readout` must be a function of one pre-activation, a number, but fails on one: "
+            f"{error}"
         ) from error
     if getattr(after, "shape", None) != (2,):
         given = f"shape {after.shape[1:]}" if hasattr(after, "shape") else type(after).__name__
@@ -103,17 +104,26 @@ def check_size(
     **Raises:** `ValueError` that says how many bytes, and which `memory` fits.
     """
     unit = samples * replicas * itemsize * (outputs or 1) ** 2
-    window = steps if memory is None else memory
-    count, size = block_sizes(steps + 1, memory)
-    rows = min(count * size, window + 2 * size)
-    needed = rows * rows * unit * (0.5 if memory is None else 1.0)
+
+    def need(memory: int | None) -> float:
+        window = steps if memory is None else memory
+        count, size = block_sizes(steps + 1, memory)
+        rows = min(count * size, window + 2 * size)
+        return rows * rows * unit * (0.5 if memory is None else 1.0)
+
+    needed = need(memory)
     if needed <= MOST_BYTES or (steps <= LONG and outputs is None):
         return
-    fits = int((MOST_BYTES / unit) ** 0.5 / 2)
+    most = min(steps - 1, int((MOST_BYTES / unit) ** 0.5))
+    fits = next((lags for lags in range(most, 0, -1) if need(lags) <= MOST_BYTES), None)
+    advice = "take fewer samples"
+    if fits is not None:
+        advice = (
+            f"write memory={fits}, which leaves out the memory beyond {fits} steps and fits into "
+            f"4 GiB, or {advice}"
+        )
     raise ValueError(
-        f"{steps} steps of {samples:,} samples need {needed / 2**30:.1f} GiB: write "
-        f"memory={fits}, which leaves out the memory beyond {fits} steps and fits into 4 GiB, or "
-        "take fewer samples"
+        f"{steps} steps of {samples:,} samples need {needed / 2**30:.1f} GiB: {advice}"
     )
 
 

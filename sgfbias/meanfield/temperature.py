@@ -218,9 +218,9 @@ def least_squares_temperature(
     exact for any step size, as d grows.
 
     The loss is `sgfbias.SquaredLoss(0.5)`, that is `(y - r)^2 / 2`, summed over
-    examples. The masks are independent, and `|v|^2 = d`. With the Marchenko-Pastur law of x,
-    `k = x + lambda` and `g = (1-b)/b`, the mean squared residual v is that of the ridge
-    solution divided by `1 - (g/alpha) E[eta x^2/(k (2 - eta k))]`, and
+    examples. The masks are independent, and `|v|^2 = d`. With the Marchenko-Pastur law
+    of x, `k = x + lambda` and `g = (1-b)/b`, the mean squared residual v is that of the
+    ridge solution divided by `1 - (g/alpha) E[eta x^2/(k (2 - eta k))]`, and
 
         drop(lag) = E[eta g v x / (k (2 - eta k)) (1 - (1 - eta k)^lag)]
         chi(lag) = E[(1 - (1 - eta k)^lag) / k]

@@ -118,7 +118,7 @@ class Power(sgf.AbstractLoss):
 
 @pytest.mark.parametrize("trace", [jax.grad, jax.jit, lambda f: jax.jit(jax.grad(f))])
 def test_traced_losses_are_looked_at_as_what_they_may_be(trace):
-    """A power of 1 has a kink. A power of 4 has none, and its value is known to grad."""
+    """A power of 1 has a kink, and a power of 4 has none."""
     found = []
 
     def look(power):
