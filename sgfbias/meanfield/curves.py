@@ -39,7 +39,9 @@ class Curves(eqx.Module):
       simulations without `probes`.
     - `loss`: (keys, steps + 1), the mean loss of the training examples.
     - `test_error`: (keys, steps + 1), the error on fresh examples: the share of wrong
-      labels, or with a linear teacher the mean squared error.
+      labels, or with a linear teacher the mean squared error. Where it is a share of
+      wrong labels that is counted at points, with a readout, with three clusters and
+      with several outputs, its derivatives are 0, which is not their value.
     - `distance`: (keys, steps + 1), the mean of `|w1 - w2|^2 / d` over pairs of
       replicas, which have the same data and start and independent masks. None without
       replicas.
@@ -90,9 +92,15 @@ class Curves(eqx.Module):
         lost = at[at >= 0]
         if not lost.size:
             return f"{at.size} finite"
+        cause = "the step size is too large, take a smaller one"
+        if not lost.min():
+            cause = (
+                "this is before the first step, so that the loss has no finite value where "
+                "training starts: take another loss or another start"
+            )
         return (
-            f"{at.size - lost.size} finite, {lost.size} non-finite from step {lost.min()} on: the "
-            "step size is too large, take a smaller one"
+            f"{at.size - lost.size} finite, {lost.size} non-finite from step {lost.min()} on: "
+            f"{cause}"
         )
 
     def fields(self) -> dict[str, Array]:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_real, as_whole, is_concrete
-from sgfbias.meanfield.error import class_error, upper_tail
+from sgfbias.core.checks import as_float_array, as_real, as_whole, is_concrete
+from sgfbias.meanfield.error import class_error, sign_error
 
 
 class Bins(NamedTuple):
@@ -112,6 +112,13 @@ class AbstractData(eqx.Module):
         """Some targets of this law, to which a loss must apply."""
         return np.asarray([-1.0, 1.0])
 
+    def check_readout(self, readout: Any) -> None:
+        """Refuse a readout with which the test error of this law is not known.
+
+        **Raises:** `ValueError` that says what to write.
+        """
+        return None
+
     @abc.abstractmethod
     def sample(self, key: Array, d: int, dtype: Any) -> Sample:
         """Draw a data set in d dimensions."""
@@ -172,8 +179,8 @@ class GaussianMixture(AbstractData):
     - `clusters`: 2 for c = -1 and 1 with equal chance and the label y = c. 3 for c =
       -1, 0, 0, 1 with equal chance and y = -1 where c = 0, and 1 elsewhere.
 
-    **Raises:** `ValueError` for numbers outside these ranges, and for a number of
-    energies that differs from the number of eigenvalues.
+    **Raises:** `ValueError` for numbers outside these ranges, for a number of energies
+    that differs from the number of eigenvalues, and for energies that are all 0.
 
     Mignacco, Krzakala, Urbani, Zdeborová 2020 (arXiv 2006.06098) study both mixtures.
     """
@@ -199,6 +206,11 @@ class GaussianMixture(AbstractData):
                 f"there are {energies.shape[0]} for {self.spectrum.shape[0]} eigenvalues"
             )
         self.mean_energy = jnp.broadcast_to(energies, self.spectrum.shape)
+        if is_concrete(energies) and not np.any(np.asarray(energies)):
+            raise ValueError(
+                "there is no direction to learn, as every `mean_energy` is 0: give an eigenspace "
+                "in which it is not, or take RandomLabels(alpha)"
+            )
         self.clusters = as_whole(clusters, "clusters")
         if self.clusters not in (2, 3):
             raise ValueError(f"`clusters` must be 2 or 3, but is {clusters}")
@@ -247,9 +259,7 @@ class GaussianMixture(AbstractData):
 
     def test_error(self, overlap, variance, readout):
         if readout is None and self.clusters == 2:
-            known = variance > 0
-            spread = jnp.sqrt(jnp.where(known, variance, 1))
-            return upper_tail(jnp.where(known, overlap / spread, 0))
+            return sign_error(overlap, variance)
         centres: tuple[float, ...] = (-1.0, 1.0)
         weights: tuple[float, ...] = (0.5, 0.5)
         if self.clusters == 3:
@@ -277,7 +287,7 @@ def eigenvalues(value: Any, name: str) -> Array:
 
     **Raises:** `ValueError` for anything else.
     """
-    array = jnp.atleast_1d(jnp.asarray(value)).astype(jnp.result_type(float))
+    array = jnp.atleast_1d(as_float_array(value, name)).astype(jnp.result_type(float))
     if array.ndim != 1 or not array.shape[0]:
         raise ValueError(
             f"`{name}` must be one number, or a vector of them, but has shape {array.shape}"
@@ -285,6 +295,6 @@ def eigenvalues(value: Any, name: str) -> Array:
     if is_concrete(array) and not bool(np.all(np.isfinite(array) & (np.asarray(array) >= 0))):
         bad = [float(v) for v in np.asarray(array) if not (np.isfinite(v) and v >= 0)]
         raise ValueError(
-            f"`{name}` must have no negative entry, as a covariance has none, but has {bad[0]:g}"
+            f"`{name}` must have only finite entries that are not negative, but has {bad[0]:g}"
         )
     return array

@@ -22,6 +22,22 @@ def upper_tail(x: Any) -> Array:
     return special.erfc(x / math.sqrt(2)) / 2
 
 
+def sign_error(overlap: Array, variance: Array) -> Array:
+    """The probability that the sign of a fresh pre-activation is not its label y, for
+    pre-activations `y m + sqrt(variance) z` with z standard normal: `Q(m /
+    sqrt(variance))`. Without variance it is 0, 1/2 or 1, by the sign of m.
+
+    **Arguments:**
+
+    - `overlap`: m, of any shape.
+    - `variance`: of the shape of the overlap.
+    """
+    known = variance > 0
+    spread = jnp.sqrt(jnp.where(known, variance, 1))
+    certain = jnp.where(overlap > 0, jnp.inf, jnp.where(overlap < 0, -jnp.inf, 0.0))
+    return upper_tail(jnp.where(known, overlap / spread, certain.astype(overlap.dtype)))
+
+
 def class_error(
     overlap: Array,
     variance: Array,

@@ -53,7 +53,7 @@ def simulate(
 
     **Raises:** `ValueError` as `solve` does, and if `alpha d` is not a whole number.
     """
-    loss, start = check_parts(data, loss, rule, start)
+    loss, start = check_parts(data, loss, rule, start, readout)
     outputs = count_outputs(data, start, rule, readout, outputs)
     if outputs is not None:
         check_outputs(loss, readout, outputs, data, smooth=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -20,7 +21,9 @@ LONG, MOST_BYTES = 512, 4 * 2**30
 SMALL = 0.01
 
 
-def check_parts(data: Any, loss: Any, rule: Any, start: Any) -> tuple[AbstractLoss, Start]:
+def check_parts(
+    data: Any, loss: Any, rule: Any, start: Any, readout: Any
+) -> tuple[AbstractLoss, Start]:
     """The loss and the start, after the parts of a system have been checked.
 
     **Raises:** `ValueError` for parts of another kind, or that do not fit together.
@@ -38,6 +41,7 @@ def check_parts(data: Any, loss: Any, rule: Any, start: Any) -> tuple[AbstractLo
     start = Start() if start is None else start
     if not isinstance(start, Start):
         raise ValueError(f"`start` must be a Start(overlap, variance), but is {shown(start)}")
+    check_readout(data, readout)
     loss = as_loss(loss)
     loss.check_targets(jnp.asarray(data.typical()))
     if is_concrete((start, rule)):
@@ -55,6 +59,37 @@ def check_parts(data: Any, loss: Any, rule: Any, start: Any) -> tuple[AbstractLo
     return loss, start
 
 
+def check_readout(data: AbstractData, readout: Any) -> None:
+    """Refuse a readout that is no function, or with one output no function of a number
+    that returns a number.
+
+    **Raises:** `ValueError` that says what it must be.
+    """
+    if readout is None:
+        return
+    if not callable(readout):
+        raise ValueError(
+            "`readout` must be a function of the pre-activation, such as lambda r: r**2 - 0.5, "
+            f"or None, but is {shown(readout)}"
+        )
+    data.check_readout(readout)
+    if data.directions is not None:
+        return  # `check_outputs` knows how many there are
+    numbers = jax.ShapeDtypeStruct((2,), jnp.result_type(float))
+    try:
+        after = jax.eval_shape(jax.vmap(readout), numbers)
+    except (TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+        raise ValueError(
+            "`readout` must be a function of one pre-activation, a number, but fails on one: "
+            f"{error}"
+        ) from error
+    if getattr(after, "shape", None) != (2,):
+        given = f"shape {after.shape[1:]}" if hasattr(after, "shape") else type(after).__name__
+        raise ValueError(
+            f"`readout` must return one number for one pre-activation, but returns {given}"
+        )
+
+
 def check_size(
     steps: int,
     samples: int,
@@ -69,17 +104,26 @@ def check_size(
     **Raises:** `ValueError` that says how many bytes, and which `memory` fits.
     """
     unit = samples * replicas * itemsize * (outputs or 1) ** 2
-    window = steps if memory is None else memory
-    count, size = block_sizes(steps + 1, memory)
-    rows = min(count * size, window + 2 * size)
-    needed = rows * rows * unit * (0.5 if memory is None else 1.0)
+
+    def need(memory: int | None) -> float:
+        window = steps if memory is None else memory
+        count, size = block_sizes(steps + 1, memory)
+        rows = min(count * size, window + 2 * size)
+        return rows * rows * unit * (0.5 if memory is None else 1.0)
+
+    needed = need(memory)
     if needed <= MOST_BYTES or (steps <= LONG and outputs is None):
         return
-    fits = int((MOST_BYTES / unit) ** 0.5 / 2)
+    most = min(steps - 1, int((MOST_BYTES / unit) ** 0.5))
+    fits = next((lags for lags in range(most, 0, -1) if need(lags) <= MOST_BYTES), None)
+    advice = "take fewer samples"
+    if fits is not None:
+        advice = (
+            f"write memory={fits}, which leaves out the memory beyond {fits} steps and fits into "
+            f"4 GiB, or {advice}"
+        )
     raise ValueError(
-        f"{steps} steps of {samples:,} samples need {needed / 2**30:.1f} GiB: write "
-        f"memory={fits}, which leaves out the memory beyond {fits} steps and fits into 4 GiB, or "
-        "take fewer samples"
+        f"{steps} steps of {samples:,} samples need {needed / 2**30:.1f} GiB: {advice}"
     )
 
 

@@ -40,7 +40,10 @@ class NoiseReport(eqx.Module):
       time w.
     - `response`: (keys, lags), chi, the response per number to a constant force on w
       from the waiting time on, along random signs.
-    - `temperature`: (keys,), `drop / response` at the longest lag.
+    - `temperature`: (keys,), `drop / response` at the longest lag. It is that for the
+      mean loss over examples, on which the force acts. That for the sum, which
+      `effective_temperature` and `least_squares_temperature` use, is n times larger,
+      with n the number of examples.
     - `loss`: (keys, times), the training loss.
     """
 
@@ -59,9 +62,20 @@ class NoiseReport(eqx.Module):
         """The lags of `drop` and `response`, (lags,)."""
         return self.steps[-self.drop.shape[-1] :] - self.waiting
 
-    def slope(self, index: int) -> Array:
-        """`drop / response` at the lag number `index`, (keys,)."""
-        return self.drop[..., index] / self.response[..., index]
+    def slope(self, lag: int) -> Array:
+        """`drop / response` at a lag of `lags` that is not 0, (keys,).
+
+        **Raises:** `ValueError` for a lag that is not among those measured, with those
+        that are.
+        """
+        there = [int(known) for known in np.asarray(self.lags)]
+        if is_concrete(lag) and lag in there[1:]:
+            index = there.index(lag)
+            return self.drop[..., index] / self.response[..., index]
+        raise ValueError(
+            f"`lag` must be one of those measured, {', '.join(map(str, there[1:]))}, but is "
+            f"{shown(lag)}"
+        )
 
     @property
     def stationary(self) -> bool:
@@ -89,7 +103,7 @@ class NoiseReport(eqx.Module):
                 f"  stationarity          {mean(self.stationarity)} ({state})",
                 f"  response              {mean(self.response[:, -1])} at the longest lag",
                 f"  temperature           {mean(self.temperature)} at the longest lag, "
-                f"{mean(self.slope(1))} at lag {int(self.lags[1])}",
+                f"{mean(self.slope(int(self.lags[1])))} at lag {int(self.lags[1])}",
                 f"  training loss         {mean(self.loss[:, -1])}",
             ]
         )

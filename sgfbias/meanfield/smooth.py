@@ -14,8 +14,12 @@ from sgfbias.core.checks import is_concrete
 from sgfbias.core.loss import AbstractLoss
 
 REACH, POINTS = 6.0, 6001
-# A jump of a derivative that is larger than this share of its size is one.
-SHARE = 0.02
+# The values of a smooth function change between two points of the grid by about the
+# integral of their derivative. They jump if they change by this many times more, and by
+# more than this share of their size.
+TIMES, SHARE = 3.0, 1e-4
+# What a traced number of a loss or a readout may be.
+PLACEHOLDERS = (0.5, 1.0, 2.0)
 
 
 def derivatives(
@@ -68,18 +72,60 @@ def has_corner(loss: AbstractLoss, readout: Any, targets: np.ndarray) -> bool:
     over examples have a part that automatic differentiation does not see.
 
     A derivative jumps where its change between two points is not the integral of the
-    next one.
+    next one. Numbers of the loss or the readout that are traced by jit or vmap are
+    looked at as if they were each of `PLACEHOLDERS`.
 
     **Raises:** `ValueError` if the first derivative jumps, and if a derivative is not
-    finite.
+    finite, whatever the traced numbers are; and for a number that is traced, but is no
+    part of the loss or the readout.
     """
-    if not is_concrete(loss):
-        return False
+    found = []
+    refusal: ValueError | None = None
+    for parts in _with_values((loss, readout)):
+        try:
+            found.append(_has_corner(*parts, targets))
+        except ValueError as error:
+            refusal = error
+    if not found and refusal is not None:
+        raise refusal
+    return any(found)
+
+
+def _with_values(parts: Any) -> list[Any]:
+    """The parts without tracers. A number of which a derivative is taken has its value,
+    and one that has none yet has each of the placeholders.
+    """
+    if is_concrete(parts):
+        return [parts]
+
+    def valued(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.core.Tracer):
+            return leaf
+        value = jax.lax.stop_gradient(leaf)
+        return value if isinstance(value, jax.core.Tracer) else np.asarray(value, leaf.dtype)
+
+    parts = jax.tree.map(valued, parts)
+    if is_concrete(parts):
+        return [parts]
+
+    def filled(number: float) -> Any:
+        def fill(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.core.Tracer):
+                return leaf
+            return np.full(leaf.shape, number).astype(leaf.dtype)
+
+        return jax.tree.map(fill, parts)
+
+    return [filled(number) for number in PLACEHOLDERS]
+
+
+def _has_corner(loss: Any, readout: Any, targets: np.ndarray) -> bool:
     # No point of the grid is a corner at a simple number.
     r = np.linspace(-REACH, REACH, POINTS) + 0.000_271_8
     grid, targets = np.tile(r, targets.size), np.repeat(targets, r.size)
     with jax.ensure_compile_time_eval():  # also within jit
         found = _three(loss, readout, jnp.asarray(grid), jnp.asarray(targets))
+    check_closed(found, "the loss or the readout")
     slopes, curvatures, third = (np.asarray(v, np.float64).reshape(-1, r.size) for v in found)
     finite = np.isfinite(slopes) & np.isfinite(curvatures)
     if not finite.all():
@@ -96,6 +142,19 @@ def has_corner(loss: AbstractLoss, readout: Any, targets: np.ndarray) -> bool:
             "or another smooth loss"
         )
     return any(map(_jumps, curvatures, third))
+
+
+def check_closed(found: Any, what: str) -> None:
+    """Refuse a result that is still traced though no argument was.
+
+    **Raises:** `ValueError` that says where traced numbers belong.
+    """
+    if not is_concrete(found):
+        raise ValueError(
+            f"{what} contains a number that is traced by jit, vmap or grad, and that cannot be "
+            "seen in it: put the number into an AbstractLoss, or for a readout into an "
+            "equinox.Module, as a field, in place of a function that closes over it"
+        )
 
 
 @eqx.filter_jit
@@ -115,7 +174,9 @@ def _jumps(values: np.ndarray, derivative: np.ndarray) -> bool:
     width = 2 * REACH / (POINTS - 1)
     change = np.diff(values)
     smooth = width * (derivative[1:] + derivative[:-1]) / 2
-    return bool(np.max(np.abs(change - smooth)) > SHARE * max(1e-12, np.ptp(values)))
+    steepest = width * np.maximum(np.abs(derivative[1:]), np.abs(derivative[:-1]))
+    allowed = TIMES * steepest + SHARE * np.max(np.abs(values))
+    return bool(np.any(np.abs(change - smooth) > allowed))
 
 
 @jax.custom_jvp

@@ -70,7 +70,9 @@ def solve(
     - `dtype`: the precision of the effective examples, "float32" or "float64". Averages
       and kernels are in float64, and the curves have the precision of JAX.
 
-    **Returns:** `Curves`.
+    **Returns:** `Curves`. Their derivatives, by `jax.grad` and the like, are those of
+    the estimate with its random numbers fixed. Those of a `test_error` that is counted
+    at points are 0; see `Curves`.
 
     **Warns:** if the memory that is left out is not small: if at the last lag that is
     kept the memory M_R, averaged over times and keys, is above 1% of that at the first
@@ -85,7 +87,7 @@ def solve(
     size, and exact for it. Gerbelot, Troiani, Mignacco, Krzakala, Zdeborová 2022 (arXiv
     2210.06591) prove them, also for several outputs.
     """
-    loss, start = check_parts(data, loss, rule, start)
+    loss, start = check_parts(data, loss, rule, start, readout)
     outputs = count_outputs(data, start, rule, readout, outputs)
     steps = as_whole(steps, "steps")
     samples = as_whole(samples, "samples", least=2)
@@ -98,7 +100,7 @@ def solve(
     if low not in (jnp.float32, jnp.float64):
         raise ValueError(f"`dtype` must be 'float32' or 'float64', but is {low.name!r}")
     check_size(steps, samples, replicas, memory, low.itemsize, outputs)
-    with double((data, rule, start, loss, keys)):
+    with double((data, rule, start, loss, readout, keys)):
         if outputs is None:
             corner = has_corner(loss, readout, data.typical())
         else:

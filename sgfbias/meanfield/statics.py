@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_float, as_real, check_positive
+from sgfbias.core.checks import as_float, as_real, check_positive, is_concrete
 from sgfbias.meanfield.parts import check_parts
 from sgfbias.meanfield.precision import returned
 from sgfbias.meanfield.rule import MaskedDescent
-from sgfbias.meanfield.smooth import derivatives, has_corner
+from sgfbias.meanfield.smooth import check_closed, derivatives, has_corner
 
 NODES, DAMPING, MOST, TOLERANCE = 61, 0.5, 4000, 1e-10
 NEWTON = 60
@@ -62,26 +62,34 @@ def stationary_point(data: Any, loss: Any, *, ridge: Any = 0.0, readout: Any = N
 
     **Returns:** a `StationaryPoint`.
 
-    **Raises:** `ValueError` for a spectrum that is not one number, and if the iteration
-    does not converge, as for separable data without a ridge.
+    **Raises:** `ValueError` for a spectrum that is not one number, for `|v|^2` that is
+    not d, inside jit, vmap and grad, and if the iteration does not converge, as for
+    separable data without a ridge.
     """
     ridge = as_real(ridge, "ridge")
     check_positive(ridge, "ridge", zero_allowed=True)
-    loss, _ = check_parts(data, loss, MaskedDescent(0.1), None)
+    loss, _ = check_parts(data, loss, MaskedDescent(0.1), None, readout)
     if data.directions is not None:
         raise ValueError(
             f"the stationary point is known for one output only, but {type(data).__name__} is "
             "for several: use solve with more steps"
         )
+    if not is_concrete((data, loss, ridge, readout)):
+        raise ValueError(
+            "the stationary point is found by an iteration that stops where it has converged, and "
+            "cannot be traced by jit, vmap or grad: call it outside of them, and take differences "
+            "of two points for a derivative"
+        )
     if not data.is_explicit:
         raise ValueError(
             "the stationary point is known for a covariance Delta I with |v|^2 = d only, and "
-            f"these data have {data.bins().values.shape[0]} eigenvalues: use solve with more steps"
+            f"these data have {_why_not(data)}: use solve with more steps"
         )
     with jax.enable_x64(True):
         drift, targets, weights = quadrature(data)
         has_corner(loss, readout, data.typical())
         found, change = _solve(data, loss, readout, ridge, drift, targets, weights)
+        check_closed(change, "the loss or the readout")
     if not float(change) < TOLERANCE:
         raise ValueError(
             "the equations of the stationary point do not converge: without a ridge the minimiser "
@@ -89,6 +97,20 @@ def stationary_point(data: Any, loss: Any, *, ridge: Any = 0.0, readout: Any = N
             "be several; give ridge=0.1"
         )
     return returned(found)
+
+
+def _why_not(data: Any) -> str:
+    """What keeps data from the isotropic form."""
+    bins = data.bins()
+    count = bins.values.shape[0]
+    if count > 1:
+        return f"{count} eigenvalues"
+    energy, value = float(bins.energy), float(bins.values[0])
+    if data.is_teacher and value != 1:
+        return f"a teacher with the eigenvalue {value:g}, which must be 1"
+    if energy != 1:
+        return f"|v|^2 / d = {energy:g}"
+    return "a spectrum or an energy that was given as an array: give numbers"
 
 
 def quadrature(data: Any) -> tuple[Array, Array, Array]:

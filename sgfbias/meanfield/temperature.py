@@ -13,8 +13,9 @@ from sgfbias.core.checks import as_real, as_whole, check_positive, is_concrete
 from sgfbias.meanfield.curves import Curves
 from sgfbias.meanfield.precision import double, returned
 
-# A state is called stationary if temperatures of two halves of a window differ by less
-# than this share.
+# A state is called stationary if the temperatures of two halves of a window differ by
+# less than this share, and if the drift is less than this share of the mean squared
+# distance.
 AGREEMENT = 0.1
 
 
@@ -26,10 +27,12 @@ class Temperature(eqx.Module):
     - `response`: (keys, lags), chi, the response of w to a unit force from w on.
     - `temperature`: (keys,), `drop / response` at the longest lag. A system in
       equilibrium has the same ratio at every lag.
-    - `drift`: (keys,), `|C(t,t) - C(w,w)|` at the longest lag, which is 0 in a
-      stationary state. None for a closed form.
-    - `halves`: (keys, 2), the temperatures at half of the longest lag, from the first
-      and from the second half of the window. None for a closed form.
+    - `drift`: (keys,), `C(t,t) - C(w,w)` with its sign, from the waiting time w to the
+      last time t, whose mean over keys is 0 in a stationary state. None for a closed
+      form.
+    - `halves`: (keys, 2), the temperatures of the first and of the second half of all
+      times from the waiting time on, each over its whole length. None for a closed
+      form.
     - `loss`: the stationary training loss of a closed form, or None.
     """
 
@@ -57,8 +60,9 @@ class Temperature(eqx.Module):
     def stationary(self) -> bool:
         """Whether nothing shows that the state still changes: the temperatures of the
         two halves of the window, as means over keys, differ by less than 10%, and the
-        drift is less than 10% of the drop, both beyond three standard errors. A closed
-        form is stationary.
+        absolute value of the mean drift is less than 10% of the mean squared distance
+        at the longest lag, which is twice the drop. Either may be larger by three of
+        its standard errors. A closed form is stationary.
         """
         if self.halves is None or self.drift is None:
             return True
@@ -145,10 +149,11 @@ def _measured(curves: Curves, waiting: int, lags: int) -> Temperature:
     drop, chi = (
         jnp.mean(jnp.stack([row[k][..., : lags + 1] for row in rows]), axis=0) for k in (0, 1)
     )
+    # The halves are those of all times, however short the lags are.
     half = (curves.steps - waiting) // 2
-    later, chi_later = from_kernels(correlation, response, eta, waiting + half)
-    halves = [drop[..., half] / chi[..., half], later[..., half] / chi_later[..., half]]
-    drift = jnp.abs(correlation[..., -1, -1] - correlation[..., waiting, waiting])
+    parts = [from_kernels(correlation, response, eta, w) for w in (waiting, waiting + half)]
+    halves = [part[..., half] / chi_part[..., half] for part, chi_part in parts]
+    drift = correlation[..., -1, -1] - correlation[..., waiting, waiting]
     return Temperature(drop, chi, drop[..., -1] / chi[..., -1], drift, jnp.stack(halves, axis=-1))
 
 
@@ -212,9 +217,10 @@ def least_squares_temperature(
     """The temperature of SGD on least squares with a linear teacher, in closed form and
     exact for any step size, as d grows.
 
-    The masks are independent, and `|v|^2 = d`. With the Marchenko-Pastur law of x,
-    `k = x + lambda` and `g = (1-b)/b`, the mean squared residual v is that of the ridge
-    solution divided by `1 - (g/alpha) E[eta x^2/(k (2 - eta k))]`, and
+    The loss is `sgfbias.SquaredLoss(0.5)`, that is `(y - r)^2 / 2`, summed over
+    examples. The masks are independent, and `|v|^2 = d`. With the Marchenko-Pastur law
+    of x, `k = x + lambda` and `g = (1-b)/b`, the mean squared residual v is that of the
+    ridge solution divided by `1 - (g/alpha) E[eta x^2/(k (2 - eta k))]`, and
 
         drop(lag) = E[eta g v x / (k (2 - eta k)) (1 - (1 - eta k)^lag)]
         chi(lag) = E[(1 - (1 - eta k)^lag) / k]

@@ -127,5 +127,20 @@ def test_files_that_are_not_two_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must hold X \(n, p\) and y \(n,\).*missing: y"):
         loaded(Config(data=tmp_path / "other.npz"))
     np.savez(tmp_path / "one.npz", X=np.ones((4, 2)), y=np.ones(4))
-    with pytest.raises(ValueError, match="of two classes, .* 4 of the 4 labels are above 0"):
+    with pytest.raises(ValueError, match="labels y of two classes, .* but has 1: 1.0"):
         loaded(Config(data=tmp_path / "one.npz"))
+    np.savez(tmp_path / "many.npz", X=np.ones((4, 2)), y=np.arange(4))
+    with pytest.raises(ValueError, match="labels y of two classes, .* but has 4: 0, 1, 2, 3"):
+        loaded(Config(data=tmp_path / "many.npz"))
+    np.savez(tmp_path / "long.npz", X=np.ones((4, 2)), y=np.ones(3))
+    with pytest.raises(ValueError, match=r"they have shapes \(4, 2\) and \(3,\)"):
+        loaded(Config(data=tmp_path / "long.npz"))
+
+
+def test_files_may_have_any_two_labels(tmp_path):
+    X, y = made_data(n=20, p=3)
+    np.savez(tmp_path / "two.npz", X=X, y=np.where(y > 0, 5, 3))
+    _, labels = loaded(Config(data=tmp_path / "two.npz"))["own"]
+    np.savez(tmp_path / "signs.npz", X=X, y=y)
+    _, expected = loaded(Config(data=tmp_path / "signs.npz"))["own"]
+    np.testing.assert_array_equal(labels, expected)

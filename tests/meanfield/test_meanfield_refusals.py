@@ -22,7 +22,7 @@ def refused(words):
 def test_data_outside_their_ranges():
     with refused("`alpha` is the number of examples per dimension.* but is -1"):
         mf.GaussianMixture(-1.0)
-    with refused("`spectrum` must have no negative entry.* but has -0.5"):
+    with refused("`spectrum` must have only finite entries that are not negative, but has -0.5"):
         mf.GaussianMixture(1.0, spectrum=[1.0, -0.5])
     with refused("there are 2 for 3 eigenvalues"):
         mf.GaussianMixture(1.0, spectrum=[1.0, 2.0, 3.0], mean_energy=[1.0, 1.0])

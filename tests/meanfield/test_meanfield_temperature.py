@@ -27,7 +27,7 @@ class TestTemperature(StudyCase):
     study = "meanfield-temperature"
     small = "--steps 48 --waiting 24 --lags 21 --samples 300 --solves 4 --d 40 --seeds 4"
     mutations = {
-        "hotter theory": ("drop", setting(1, lambda v: 1.2 * v), "closed form at every lag"),
+        "hotter theory": ("drop", setting(1, lambda v: 1.2 * v), "closed form at four lags"),
         "other shares": ("drop", setting(0, lambda v: 1.2 * v), "At other shares"),
         "hotter runs": ("runs", lambda v: 1.3 * v, "Runs have the temperature"),
         "one temperature": (
@@ -35,7 +35,7 @@ class TestTemperature(StudyCase):
             setting(1, lambda v: 0.2 * np.arange(1, v.shape[1] + 1) / v.shape[1] + 0 * v),
             "no single temperature",
         ),
-        "heat without noise": ("drop", setting(4, lambda v: v + 0.01), "falls with the share"),
+        "heat without noise": ("drop", setting(4, lambda v: v + 0.01), "falls as the share"),
         "memory that does nothing": (
             "drop",
             setting(8, lambda v: 0.1 * v),

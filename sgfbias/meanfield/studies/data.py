@@ -89,13 +89,20 @@ def loaded(config: Config) -> dict[str, tuple[Any, Any]]:
     if config.data is None:
         return {name: two_classes(name) for name in CHOICES}
     arrays = load_arrays(config.data, {"X": "(n, p)", "y": "(n,)"})
-    X, y = arrays["X"], np.where(arrays["y"] > 0, 1, -1)
-    if X.ndim != 2 or y.shape != X.shape[:1] or abs(y.sum()) == y.size:
+    X, y = arrays["X"], arrays["y"]
+    if X.ndim != 2 or y.shape != X.shape[:1]:
         raise ValueError(
-            f"{config.data} must hold inputs X (n, p) and labels y (n,) of two classes, above 0 "
-            f"and not, but X has shape {X.shape}, and {int((y > 0).sum())} of the {y.size} labels "
-            "are above 0"
+            f"{config.data} must hold inputs X (n, p) and labels y (n,), but they have shapes "
+            f"{X.shape} and {y.shape}"
         )
+    labels = np.unique(y)
+    if labels.size != 2:
+        some = ", ".join(map(str, labels[:5])) + (", ..." if labels.size > 5 else "")
+        raise ValueError(
+            f"{config.data} must hold labels y of two classes, such as -1 and 1, but has "
+            f"{labels.size}: {some}"
+        )
+    y = np.where(y == labels[1], 1, -1)
     return {OWN: balanced(X, y, None, 0)}
 
 

@@ -249,7 +249,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     at_one = TAUS.index(1.0)
     return [
         claim(
-            "At b = 0.3 the theory has the temperature of the closed form at every lag",
+            "At b = 0.3 the theory has the temperature of the closed form at four lags",
             MIGNACCO,
             predicted=f"{listed([closed[base, lag] for lag in lags], '.4f')} at lags "
             f"{listed(lags, '.0f')}",
@@ -290,7 +290,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             main=True,
         ),
         claim(
-            "The temperature falls with the share of examples, to 0 for all of them",
+            "The temperature falls as the share of examples grows, to 0 for all of them",
             MIGNACCO,
             predicted="a decrease to 0",
             measured=f"{arrow(by_fraction)} at b = {listed(FRACTIONS)}",
