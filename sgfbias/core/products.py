@@ -161,7 +161,8 @@ def _take(asked: Iterable[tuple[Product, Any, int]]) -> None:
     _DIGITS.update(zip(missing, digits, strict=True))
 
 
-def _digest(row: np.ndarray) -> bytes:
+def _digest(row: Any) -> bytes:
+    """A hash of the bytes of an array or a number."""
     return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
 
 
