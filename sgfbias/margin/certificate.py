@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from sgfbias.core.checks import as_float
 from sgfbias.core.problem import Problem
 from sgfbias.core.trajectory import Trajectory
 from sgfbias.core.types import Dataset
@@ -91,17 +92,23 @@ def certify(
     - `problem`: the data with a loss of classification, for a model.
     - `geometry`: "l2", "linf", or "metric" for `sum w^2 / h` with the conditioner of
       the run; or the numbers 1/h, one for every weight, in the order of the arrays.
-    - `active`: constraints with `q < 1 + active` may have multipliers.
+    - `active`: positive; constraints with `q <= 1 + active` may have multipliers.
     - `trainable`: which arrays are weights, as it was in `simulate`.
 
     **Returns:** a `Certificate`, which can be printed.
 
     **Raises:** `ValueError` for weights that do not fit the data (`q_min <= 0`), for
-    several runs at once, for a run without a conditioner and geometry "metric", and for
-    a model that is not homogeneous.
+    several runs at once, for a run without a conditioner and geometry "metric", for a
+    run that moved other arrays than those of `trainable`, for an `active` that is not
+    positive, and for a model that is not homogeneous.
     """
     from scipy.optimize import nnls
 
+    if not as_float(active, "active") > 0:
+        raise ValueError(
+            "`active` must be positive, since constraints with q <= 1 + active may have "
+            f"multipliers in the scale where the least q is 1, but is {active}"
+        )
     at = point_of(run, problem, trainable, verb="certify")
     name, metric = geometry_of(geometry, at)
     degree = check_homogeneous(at.coordinates, at.position, at.problem.inputs).degree
@@ -115,7 +122,7 @@ def certify(
     # grad q is homogeneous of degree L - 1.
     rows = rows.reshape(q.size, w.size) * least ** (-(degree - 1) / degree)
     shape, q = q.shape, q.reshape(-1) / least
-    near = np.flatnonzero(q < 1 + active)
+    near = np.flatnonzero(q <= 1 + active)
     multipliers = np.zeros(q.size)
     if name == "linf":
         multipliers[near], stationarity = _largest_weights(
