@@ -19,7 +19,13 @@ from jaxtyping import Array
 
 from sgfbias.core.checks import as_float
 from sgfbias.core.rules import AbstractRule
-from sgfbias.margin.conditioners import AbstractConditioner, Moment, RMSProp, exponential
+from sgfbias.margin.conditioners import (
+    AbstractConditioner,
+    Moment,
+    RMSProp,
+    exponential,
+    of_product,
+)
 from sgfbias.margin.kinks import LATEST
 
 # Steps whose size is the gain in nu that they intend are tried again at half of it if
@@ -110,8 +116,7 @@ class Adam(_Moving):
     def _root(self, memory: Moments) -> Any:
         """`(sqrt(v^) + eps) / L`."""
         dtype = memory.taken.dtype
-        b2, eps = self.b2.astype(dtype), self.eps.astype(dtype)
-        small = eps * exponential(-memory.log_loss)
+        b2, small = self.b2.astype(dtype), _over_loss(self.eps, memory.log_loss)
         correction = 1 - b2 ** jnp.maximum(memory.taken, 1)
         return jax.tree.map(lambda v: jnp.sqrt(v / correction) + small, memory.second)
 
@@ -140,7 +145,7 @@ class _RootMeanSquare(_Moving):
 
     def _root(self, memory: Moments) -> Any:
         dtype = memory.taken.dtype
-        small = jnp.sqrt(self.eps.astype(dtype)) * exponential(-memory.log_loss)
+        small = _over_loss(jnp.sqrt(self.eps), memory.log_loss)
         return jax.tree.map(lambda v: jnp.hypot(jnp.sqrt(v), small), memory.second)
 
     def conditioner(self, memory, log_loss):
@@ -264,6 +269,13 @@ def as_rule(given: Any) -> AbstractMarginRule:
 def _latest(average: Any, gradient: Any) -> Any:
     """The average of the gradient of nu, which is minus that of log L."""
     return jax.tree.map(lambda a, g: (1 - LATEST) * a - LATEST * g, average, gradient)
+
+
+def _over_loss(eps: Array, log_loss: Array) -> Array:
+    """`eps / L` by one exponent, as the loss L alone may be out of the range of floats."""
+    there = eps > 0
+    exponent = jnp.log(jnp.where(there, eps, 1)).astype(log_loss.dtype) - log_loss
+    return jnp.where(there, of_product(exponent), 0)
 
 
 def _ratio(value: Array, root: Array) -> Array:
