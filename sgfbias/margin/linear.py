@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NORMS = ("l2", "l1", "linf")
+# The norm of the solution, in units of the inverse of the largest example, beyond which
+# a problem of least distance is solved again in units of its solution.
+LONG = 10.0
 
 
 class LinearMargin(NamedTuple):
@@ -54,24 +57,32 @@ def max_margin(X: Any, y: Any, norm: Any = "l2") -> LinearMargin:
         metric = None
     else:
         metric = _metric(norm, shape)
+    power = 1
     if metric is not None or norm == "l2":
+        power = 2
         root = np.ones(Z.shape[1]) if metric is None else np.sqrt(metric)
-        v, multipliers = least_distance(Z / root, np.ones(len(Z)))
-        w = v / root
-        size, bound = float(np.linalg.norm(v)), float(np.linalg.norm((Z / root).T @ multipliers))
+        A, unit = _scaled(Z / root)
+        v, multipliers = least_distance(A, np.ones(len(A)))
+        if (size := float(np.linalg.norm(v))) > LONG:
+            # The last residual is 1 / (1 + |v|^2), which loses digits where v is long.
+            v, multipliers = (size * part for part in least_distance(A, np.full(len(A), 1 / size)))
+        Z, w = A * root, v / root
+        size, bound = float(np.linalg.norm(v)), float(np.linalg.norm(A.T @ multipliers))
     elif norm == "linf":
+        Z, unit = _scaled(Z)
         w, multipliers = _linear_program(Z, infinite=True)
         size, bound = float(np.abs(w).max()), float(np.abs(Z.T @ multipliers).sum())
     else:
+        Z, unit = _scaled(Z)
         w, multipliers = _linear_program(Z, infinite=False)
         size, bound = float(np.abs(w).sum()), float(np.abs(Z.T @ multipliers).max())
     least = float((Z @ w).min())
-    margin = least / size
+    margin = least / size  # of the scaled examples, as the bound is
     pairs = (len(X),) if len(shape) == 1 else (len(X), shape[0] - 1)
     return LinearMargin(
-        (w / least).reshape(shape),
-        margin,
-        multipliers.reshape(pairs),
+        (w / least / unit).reshape(shape),
+        margin * unit,
+        (multipliers / unit**power).reshape(pairs),
         bound / multipliers.sum() / margin - 1,
     )
 
@@ -98,6 +109,19 @@ def least_distance(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
             "is no maximal one"
         )
     return -r[:-1] / r[-1], u / -r[-1]
+
+
+def _scaled(Z: np.ndarray) -> tuple[np.ndarray, float]:
+    """Rows over a unit, and the unit: the power of 2 for which the longest row has a
+    norm between 1 and 2. So the solvers' tolerances do not depend on the units of the
+    data, and nothing is rounded.
+    """
+    top = float(np.abs(Z).max())
+    if top == 0:
+        return Z, 1.0
+    longest = top * float(np.linalg.norm(Z / top, axis=1).max())
+    unit = 2.0 ** (np.frexp(longest)[1] - 1)
+    return Z / unit, float(unit)
 
 
 def _linear_program(Z: np.ndarray, *, infinite: bool) -> tuple[np.ndarray, np.ndarray]:
