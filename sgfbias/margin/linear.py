@@ -47,8 +47,8 @@ def max_margin(X: Any, y: Any, norm: Any = "l2") -> LinearMargin:
 
     **Returns:** a `LinearMargin`.
 
-    **Raises:** `ValueError` for data that no weights separate, and for arguments that
-    do not fit.
+    **Raises:** `ValueError` for data that no weights separate, for arguments that do
+    not fit, and if a solver takes too many iterations.
     """
     X, y, Z, shape = _rows(X, y)
     if isinstance(norm, str):
@@ -94,14 +94,12 @@ def least_distance(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
     solution u of non-negative least squares on the matrix `[A^T; b^T]` and the right
     side `e_last`, and its residual r, `v = -r_head / r_last`.
 
-    **Raises:** `ValueError` if no v satisfies the constraints.
+    **Raises:** `ValueError` if no v satisfies the constraints, and as `nonnegative`.
     """
-    from scipy.optimize import nnls
-
     E = np.vstack([A.T, b])
     f = np.zeros(len(E))
     f[-1] = 1
-    u, _ = nnls(E, f, maxiter=30 * max(E.shape))
+    u = nonnegative(E, f)
     r = E @ u - f
     if -r[-1] < 1e-13 * max(1.0, float(np.abs(b).max()) * float(u.sum())):
         raise ValueError(
@@ -109,6 +107,24 @@ def least_distance(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
             "is no maximal one"
         )
     return -r[:-1] / r[-1], u / -r[-1]
+
+
+def nonnegative(E: np.ndarray, f: np.ndarray) -> np.ndarray:
+    """`argmin |E u - f|` over u >= 0, by non-negative least squares.
+
+    **Raises:** `ValueError` if that takes too many iterations.
+    """
+    from scipy.optimize import nnls
+
+    most = 30 * max(E.shape)
+    try:
+        return nnls(E, f, maxiter=most)[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"non-negative least squares did not end within {most:,} iterations for "
+            f"{E.shape[1]:,} constraints and {len(E) - 1:,} numbers: some constraints are nearly "
+            "the same or nearly opposite; leave out examples that occur twice"
+        ) from error
 
 
 def _scaled(Z: np.ndarray) -> tuple[np.ndarray, float]:
@@ -126,13 +142,14 @@ def _scaled(Z: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _linear_program(Z: np.ndarray, *, infinite: bool) -> tuple[np.ndarray, np.ndarray]:
     """The weights of least largest or absolute sum with `Z w >= 1`, and multipliers."""
+    from scipy import sparse
     from scipy.optimize import linprog
 
     m, d = Z.shape
     if infinite:  # variables w and t >= |w|
         cost = np.concatenate([np.zeros(d), [1.0]])
-        eye, one = np.eye(d), np.ones((d, 1))
-        above = np.block([[-Z, np.zeros((m, 1))], [eye, -one], [-eye, -one]])
+        eye, one = sparse.eye_array(d), np.ones((d, 1))
+        above = sparse.block_array([[-Z, None], [eye, -one], [-eye, -one]], format="csc")
         limits = np.concatenate([-np.ones(m), np.zeros(2 * d)])
         bounds = [(None, None)] * d + [(0, None)]
     else:  # w = p - q with p, q >= 0
@@ -172,7 +189,8 @@ def _sharper(
     """
     active = Z[multipliers > 1e-9 * multipliers.max()]
     mixed = Z.T @ multipliers
-    at = np.abs(mixed) > 1e-7 * np.abs(mixed).max() if infinite else np.abs(w) > 1e-7 * np.max(w)
+    sizes = np.abs(mixed if infinite else w)
+    at = sizes > 1e-7 * sizes.max()
     signs = np.where(at, np.sign(mixed if infinite else w), 0.0)
     if infinite:  # Z w = 1 with w = t signs where `at`, and sum_at signs Z^T m = 1, 0 elsewhere
         free = np.eye(len(w))[:, ~at]
@@ -208,6 +226,11 @@ def _rows(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int
             f"{shown}"
         )
     y = y.astype(int)
+    if y.min() > 0:
+        raise ValueError(
+            f"the least class label is {y.min()}, so that class 0 has no examples: number the "
+            "classes from 0, as numpy.unique(y, return_inverse=True)[1] does"
+        )
     (n, d), count = X.shape, int(y.max()) + 1
     Z = np.zeros((n, count - 1, count, d))
     for i in range(n):
