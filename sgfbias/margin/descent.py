@@ -11,7 +11,14 @@ from sgfbias.core.algorithm import AbstractDescent
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.trajectory import Status
 from sgfbias.margin.degree import check_homogeneous
-from sgfbias.margin.recorded import UNITS, averaged, here, reason, values
+from sgfbias.margin.recorded import (
+    UNITS,
+    averaged,
+    here,
+    reason,
+    values,
+    warn_of_rounding,
+)
 from sgfbias.margin.rules import AbstractMarginRule, as_rule
 
 
@@ -69,10 +76,17 @@ class MarginDescent(AbstractDescent):
         return UNITS
 
     def judge(self, status, final, end):
+        warn_of_rounding(final["nu"], final["nu"].dtype)
         # The loss falls for ever, so no loss is one at which a run has converged.
         status = jnp.where(status == int(Status.CONVERGED), int(Status.MOVING), status)
         late = (status == int(Status.MOVING)) & ~(final["q_min"] > 0)
         return jnp.where(late, int(Status.STALLED), status)
 
     def explain(self, status, final):
+        if status == Status.STALLED and not final["q_min"] > 0:
+            return (
+                f"stalled: the data are not fitted yet: q_min = {final['q_min']:.3g} for example "
+                f"{int(final['hardest'])}; take more steps, unless nu = {final['nu']:.3g} no "
+                "longer grows: the margin is defined once all examples are fitted"
+            )
         return reason(status, final)

@@ -17,8 +17,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_float
+from sgfbias.core.checks import as_float, is_concrete
 from sgfbias.core.rules import AbstractRule
+from sgfbias.core.schedule import as_number
 from sgfbias.margin.conditioners import (
     AbstractConditioner,
     Moment,
@@ -107,11 +108,14 @@ class Adam(_Moving):
 
     def __init__(self, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 0.0):
         for value, name in ((b1, "b1"), (b2, "b2")):
-            if not 0 <= as_float(value, name) < 1:
+            if is_concrete(value) and not 0 <= as_float(value, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, but is {value}")
-        if not as_float(eps, "eps") >= 0:
+        if is_concrete(eps) and not as_float(eps, "eps") >= 0:
             raise ValueError(f"`eps` must be at least 0, but is {eps}")
-        self.b1, self.b2, self.eps = (jnp.asarray(v, jnp.result_type(float)) for v in (b1, b2, eps))
+        self.b1, self.b2, self.eps = (
+            as_number(value, name, zero_allowed=True).astype(jnp.result_type(float))
+            for value, name in ((b1, "b1"), (b2, "b2"), (eps, "eps"))
+        )
 
     def _root(self, memory: Moments) -> Any:
         """`(sqrt(v^) + eps) / L`."""
@@ -144,7 +148,6 @@ class _RootMeanSquare(_Moving):
     eps: Array
 
     def _root(self, memory: Moments) -> Any:
-        dtype = memory.taken.dtype
         small = _over_loss(jnp.sqrt(self.eps), memory.log_loss)
         return jax.tree.map(lambda v: jnp.hypot(jnp.sqrt(v), small), memory.second)
 
@@ -272,7 +275,7 @@ def _latest(average: Any, gradient: Any) -> Any:
 
 
 def _over_loss(eps: Array, log_loss: Array) -> Array:
-    """`eps / L` by one exponent, as the loss L alone may be out of the range of floats."""
+    """`eps / L` by one exponent, as L alone may be out of the range of floats."""
     there = eps > 0
     exponent = jnp.log(jnp.where(there, eps, 1)).astype(log_loss.dtype) - log_loss
     return jnp.where(there, of_product(exponent), 0)

@@ -130,7 +130,9 @@ def test_what_it_refuses():
         margin.Adam(1.0)
     with pytest.raises(ValueError, match="`eps` must be at least 0, but is -1"):
         margin.Adam(eps=-1.0)
-    with pytest.raises(ValueError, match="the sign is unbounded where.*use MarginDescent"):
+    with pytest.raises(
+        ValueError, match=r"the conditioner 1/\|g\|, which is unbounded.*use MarginDescent"
+    ):
         margin.MarginFlow(margin.Sign())
     squared = sgf.Problem(INPUTS, INPUTS[:, 0])
     with pytest.raises(ValueError, match="margins need a classification loss"):

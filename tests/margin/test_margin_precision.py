@@ -1,5 +1,5 @@
-"""Single precision against formulas in double precision: factors such as the loss and 1/eps
-leave the range of float32 long before their products do.
+"""Single precision against formulas in double precision: factors such as the loss and
+1/eps leave the range of float32 long before their products do.
 """
 
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_averages_of_squares_relax_as_their_equation_says(nu, eps):
 
 @pytest.mark.parametrize("nu", [0.5, 25.0, 60.0])
 def test_adam_without_momentum_begins_with_the_square_itself(nu):
-    """At t = 0 the corrected average is g^2, and `sqrt(eps) h = (1 + g^2/eps)^(-1/2)`."""
+    """At t = 0 the corrected average is g^2: `sqrt(eps) h = (1 + g^2/eps)^(-1/2)`."""
     eps = 1e-20
     now = Moment(single(nu), N, single(0.0))
     found = margin.AdamNoMomentum(0.9, eps).factor(single(np.zeros(3)), single(G), now)
@@ -67,8 +67,8 @@ def test_eps_counts_as_it_does_in_units_of_the_loss(log_loss):
 
 @pytest.mark.slow
 def test_long_after_the_crossover_the_conditioner_is_constant():
-    """The average falls to eps = 1e-20 near nu = 23, and at nu = 80 it is nothing beside
-    it, so that h is eps^(-1/2) in every weight.
+    """The average falls to eps = 1e-20 near nu = 23, and at nu = 80 it is nothing
+    beside it, so that h is eps^(-1/2) in every weight.
     """
     problem = sgf.Problem(single(PAIR), single(np.ones(2)), loss=margin.ExponentialLoss())
     flow = margin.MarginFlow(margin.RMSProp(0.9, 1e-20))
