@@ -183,7 +183,10 @@ class Which(NamedTuple):
         for name, gap, ratio in zip(*self, strict=True):
             line = f"{name:<7} gap {gap:.2e}"
             if ratio == ratio:
-                line += f", {ratio:.3g} times smaller than at a tenth of nu"
+                times = (
+                    f"{ratio:.3g} times smaller" if ratio >= 1 else f"{1 / ratio:.3g} times larger"
+                )
+                line += f", {times} than at a tenth of nu"
                 line += ": goes to zero" if name in self.holds else ": stays"
             lines.append(line)
         return "\n".join(lines)

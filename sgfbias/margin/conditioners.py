@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete
@@ -218,11 +219,10 @@ def _positive(eps: Any) -> Array:
 
     **Raises:** `ValueError` unless it is positive: no flow can have eps = 0.
     """
-    given = as_number(eps, "eps", zero_allowed=True)
-    if is_concrete(given) and float(given) == 0:
+    if is_concrete(eps) and np.ndim(eps) == 0 and eps == 0:
         raise ValueError(
             "eps=0 makes h unbounded where a component of the gradient vanishes, so there is no "
             "such flow; take a positive eps, which may be as small as 1e-24, or use "
             "MarginDescent(Adam(eps=0.0))"
         )
-    return given
+    return as_number(eps, "eps")

@@ -29,9 +29,10 @@ class MarginDescent(AbstractDescent):
     Full batches only, on the mean loss. `Adam`, `Sign` and `RMSProp` take the step size
     as their learning rate, and agree with Optax's up to rounding as long as the loss is
     a float. `Identity` and `AdaGrad`, whose steps would vanish with the loss, take
-    loss-scaled steps: the step size is the gain in nu that a step intends, and a step
-    that gains less than half of it is not taken and halved. Such a try counts as an
-    iteration.
+    loss-scaled steps: the step size is the gain in nu that the first step intends. A
+    step that gains less than half of what it intends is not taken, and the next one
+    intends half of that; after every step that is taken the next one intends 15% more.
+    A try that is not taken counts as an iteration.
 
     Recorded are `nu`, `log10_loss`, `q_min`, `hardest`, `margin_l2`, `margin_linf`, and
     `gap_l2`, `gap_linf` and `gap_metric` as for `MarginFlow`, with the gradient of nu

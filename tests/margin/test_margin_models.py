@@ -144,8 +144,9 @@ def test_what_the_flow_refuses():
         margin.AdaGrad(0.0)
     with pytest.raises(ValueError, match="`decay` must be at least 0 and below 1"):
         margin.RMSProp(1.0)
-    with pytest.raises(ValueError, match="`eps` must be non-negative"):
-        margin.RMSProp(0.9, -1.0)
+    for eps in (-1, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="`eps` must be positive and finite, but is"):
+            margin.RMSProp(0.9, eps)
     far = margin.Linear(jnp.asarray([900.0, 0.0, 0.0, 0.0]))
     with pytest.raises(ValueError, match="the run already has nu = "):
         sgf.simulate(margin.MarginFlow(), far, labelled(), t1=1.0)

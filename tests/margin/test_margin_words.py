@@ -100,3 +100,11 @@ def test_problems_that_take_too_many_iterations_say_so(monkeypatch):
     ):
         with pytest.raises(ValueError, match="non-negative least squares did not end within"):
             call()
+
+
+def test_a_gap_that_has_grown_is_larger():
+    found = margin.Which(("l2", "linf"), (0.2, 0.05), (0.5, 8.0))
+    assert repr(found).splitlines() == [
+        "l2      gap 2.00e-01, 2 times larger than at a tenth of nu: stays",
+        "linf    gap 5.00e-02, 8 times smaller than at a tenth of nu: goes to zero",
+    ]
