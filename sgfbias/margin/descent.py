@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -57,8 +57,12 @@ class MarginDescent(AbstractDescent):
             )
         super().__init__(step_size, as_rule(rule))
 
-    references: ClassVar[Mapping[str, str]] = {"wang2021": "the conditioned algorithms"}
     rule: AbstractMarginRule
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Keys of the bibliography -> what they are cited for."""
+        return self.rule.references
 
     def suited(self, coordinates, network, problem):
         position = coordinates.encode(network)

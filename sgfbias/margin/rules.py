@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float, is_concrete
+from sgfbias.core.references import merge
 from sgfbias.core.rules import AbstractRule
 from sgfbias.core.schedule import as_number
 from sgfbias.margin.conditioners import (
@@ -37,6 +39,8 @@ SHARE, SHRINK, GROW = 0.5, 0.5, 1.15
 class AbstractMarginRule(AbstractRule):
     """A rule in a frame that moves with the loss."""
 
+    # Keys of the bibliography -> what they are cited for.
+    references: ClassVar[Mapping[str, str]] = {"wang2021": "the conditioned algorithms"}
     logarithmic: ClassVar[bool] = True
     observed: ClassVar[bool] = True
 
@@ -106,6 +110,13 @@ class Adam(_Moving):
     b2: Array
     eps: Array
 
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Keys of the bibliography -> what they are cited for."""
+        if is_concrete(self.eps) and float(self.eps) == 0:
+            return {"zhang2024": "the direction of Adam without eps"}
+        return super().references
+
     def __init__(self, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 0.0):
         for value, name in ((b1, "b1"), (b2, "b2")):
             if is_concrete(value) and not 0 <= as_float(value, name) < 1:
@@ -173,6 +184,8 @@ class Averaged(NamedTuple):
 class Sign(AbstractMarginRule):
     """`w <- w - lr sign(g)`: sign descent, which is Adam without decays and eps."""
 
+    references: ClassVar[Mapping[str, str]] = {"zhang2024": "the direction without eps"}
+
     def init(self, parameters):
         return Averaged(jax.tree.map(jnp.zeros_like, parameters))
 
@@ -210,6 +223,11 @@ class LossScaled(AbstractMarginRule):
     """
 
     base: AbstractConditioner
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Keys of the bibliography -> what they are cited for."""
+        return merge(super().references, self.base.references)
 
     def init(self, parameters):
         dtype = jax.tree.leaves(parameters)[0].dtype

@@ -1,5 +1,5 @@
-"""Several runs at once, derivatives of a run, and single precision: against single runs,
-difference quotients, and double precision.
+"""Several runs at once, derivatives of a run, and single precision: against single
+runs, difference quotients, and double precision.
 """
 
 import diffrax as dfx
@@ -70,8 +70,8 @@ def test_several_starts():
 
 @pytest.mark.slow
 def test_the_end_is_differentiable_in_the_start_and_in_the_data():
-    """Forward mode through the solver against a difference quotient, along a direction in
-    the initial weights and along one in the examples.
+    """Forward mode through the solver against a difference quotient, along a direction
+    in the initial weights and along one in the examples.
     """
 
     def end(s):

@@ -108,3 +108,17 @@ def test_a_gap_that_has_grown_is_larger():
         "l2      gap 2.00e-01, 2 times larger than at a tenth of nu: stays",
         "linf    gap 5.00e-02, 8 times smaller than at a tenth of nu: goes to zero",
     ]
+
+
+def test_what_each_rule_cites():
+    """Without eps the direction goes to l_inf, as Zhang, Zou, Cao 2024 say."""
+    for rule, cited, other in (
+        (margin.Sign(), "zhang2024", "wang2021"),
+        (margin.Adam(eps=0.0), "zhang2024", "wang2021"),
+        (margin.Adam(eps=1e-8), "wang2021", "zhang2024"),
+        (margin.RMSProp(), "wang2021", "zhang2024"),
+        (margin.Identity(), "lyu2020", "zhang2024"),
+    ):
+        entries = str(sgf.cite(margin.MarginDescent(rule)))
+        assert f"{{{cited}," in entries
+        assert f"{{{other}," not in entries
