@@ -65,7 +65,7 @@ def test_the_images_and_what_they_need(monkeypatch):
 @pytest.mark.slow
 def test_the_study_with_a_convolution():
     """A convolution without biases is homogeneous of degree 2, too, and has kinks."""
-    options = "--seeds 1 --images 20 --width 8 --nu 760 --adam-steps 1500 --convolution"
+    options = "--seeds 1 --images 20 --width 32 --nu 760 --adam-steps 1000 --convolution"
     dataset, rows = golden.run("margin-digits", options)
     assert json.loads(dataset.attrs["config"])["convolution"]
     np.testing.assert_allclose(dataset["end_nu"], 760, rtol=1e-3)
