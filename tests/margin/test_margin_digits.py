@@ -2,10 +2,8 @@
 which each must fail.
 """
 
-import json
 import sys
 
-import golden
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,15 +58,3 @@ def test_the_images_and_what_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"need scikit-learn: pip install 'sgfbias\[margin\]'"):
         digits(100)
-
-
-@pytest.mark.slow
-def test_the_study_with_a_convolution():
-    """A convolution without biases is homogeneous of degree 2, too, and has kinks."""
-    options = "--seeds 1 --images 20 --width 32 --nu 760 --adam-steps 1000 --convolution"
-    dataset, rows = golden.run("margin-digits", options)
-    assert json.loads(dataset.attrs["config"])["convolution"]
-    np.testing.assert_allclose(dataset["end_nu"], 760, rtol=1e-3)
-    assert float(dataset["end_loss"].item()) == 0
-    assert float(dataset["margin_l2"][0, -1]) > float(dataset["margin_l2"][0, 0]) > 0
-    assert all(row["verdict"] == "holds" for row in rows if row["must_hold"])
