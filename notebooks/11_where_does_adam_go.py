@@ -71,11 +71,10 @@ for name, rule, rate in (
 # %% [markdown]
 # ## With eps it leaves again
 #
-# The average of the squared gradients falls with the loss. Once its square root is
-# below eps, the conditioner is constant, and what remains is gradient descent.
-# `crossover` says when: at $\nu_\times = \log(\max_i |G_i| s) - \log n - \frac12 \log
-# \epsilon$, here with eps inside the square root. As a flow, so that all times are
-# seen:
+# The average of the squared gradients falls with the loss. Once it is below eps, here
+# inside the square root, the conditioner is constant, and what remains is gradient
+# descent. `crossover` says when: at $\nu_\times = \log(\max_i |G_i| s) - \log n -
+# \frac12 \log \epsilon$. As a flow, so that all times are seen:
 
 # %%
 nus = np.linspace(0.5, 60, 600)

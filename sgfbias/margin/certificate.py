@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from sgfbias.core.checks import as_float
 from sgfbias.core.problem import Problem
-from sgfbias.core.trajectory import Trajectory
+from sgfbias.core.trajectory import Status, Trajectory
 from sgfbias.core.types import Dataset
 from sgfbias.margin.degree import check_homogeneous
 from sgfbias.margin.geometry import GEOMETRIES, alignment_gap, norm
+from sgfbias.margin.linear import nonnegative
 from sgfbias.margin.point import check_fitted, derivatives, flat, geometry_of, point_of
 
 # A gap that is this many times smaller than at a tenth of nu falls. Those of networks
@@ -24,7 +26,10 @@ FALLS = 1.25
 class Certificate(NamedTuple):
     """How far weights are from a KKT point of `min |w|^2/2 s.t. q >= 1`.
 
-    All is in the scale `q_min = 1`, for the norm of the `geometry`.
+    All is in the scale `q_min = 1`, for the norm of the `geometry`. Of a run of
+    `MarginDescent`, whose h is known up to a factor, the `margin` in "metric" has an
+    arbitrary factor, which is another one at other times, and so have the multipliers.
+    The gap, stationarity and complementarity do not depend on it.
 
     - `geometry`: "l2", "linf" or "metric".
     - `margin`: the normalised margin, `q_min / |w|^L`.
@@ -91,17 +96,21 @@ def certify(
     - `problem`: the data with a loss of classification, for a model.
     - `geometry`: "l2", "linf", or "metric" for `sum w^2 / h` with the conditioner of
       the run; or the numbers 1/h, one for every weight, in the order of the arrays.
-    - `active`: constraints with `q < 1 + active` may have multipliers.
+    - `active`: positive; constraints with `q <= 1 + active` may have multipliers.
     - `trainable`: which arrays are weights, as it was in `simulate`.
 
     **Returns:** a `Certificate`, which can be printed.
 
     **Raises:** `ValueError` for weights that do not fit the data (`q_min <= 0`), for
-    several runs at once, for a run without a conditioner and geometry "metric", and for
-    a model that is not homogeneous.
+    several runs at once, for a run without a conditioner and geometry "metric", for a
+    run that moved other arrays than those of `trainable`, for an `active` that is not
+    positive, and for a model that is not homogeneous.
     """
-    from scipy.optimize import nnls
-
+    if not as_float(active, "active") > 0:
+        raise ValueError(
+            "`active` must be positive, since constraints with q <= 1 + active may have "
+            f"multipliers in the scale where the least q is 1, but is {active}"
+        )
     at = point_of(run, problem, trainable, verb="certify")
     name, metric = geometry_of(geometry, at)
     degree = check_homogeneous(at.coordinates, at.position, at.problem.inputs).degree
@@ -115,7 +124,7 @@ def certify(
     # grad q is homogeneous of degree L - 1.
     rows = rows.reshape(q.size, w.size) * least ** (-(degree - 1) / degree)
     shape, q = q.shape, q.reshape(-1) / least
-    near = np.flatnonzero(q < 1 + active)
+    near = np.flatnonzero(q <= 1 + active)
     multipliers = np.zeros(q.size)
     if name == "linf":
         multipliers[near], stationarity = _largest_weights(
@@ -128,7 +137,7 @@ def certify(
         # At a KKT point L sum lambda = |v|^2, so the last row is |v| times the
         # complementarity, and both are made small together.
         both = np.vstack([A.T, (q[near] - 1) * degree / long])
-        multipliers[near] = nnls(both, np.append(v, 0.0), maxiter=30 * max(A.shape))[0]
+        multipliers[near] = nonnegative(both, np.append(v, 0.0))
         stationarity = float(np.linalg.norm(v - A.T @ multipliers[near]) / long)
     total = float(multipliers.sum())
     return Certificate(
@@ -174,7 +183,10 @@ class Which(NamedTuple):
         for name, gap, ratio in zip(*self, strict=True):
             line = f"{name:<7} gap {gap:.2e}"
             if ratio == ratio:
-                line += f", {ratio:.3g} times smaller than at a tenth of nu"
+                times = (
+                    f"{ratio:.3g} times smaller" if ratio >= 1 else f"{1 / ratio:.3g} times larger"
+                )
+                line += f", {times} than at a tenth of nu"
                 line += ": goes to zero" if name in self.holds else ": stays"
             lines.append(line)
         return "\n".join(lines)
@@ -199,7 +211,8 @@ def which(run: Any, problem: Problem | None = None, *, trainable: Any = None) ->
     **Returns:** a `Which`, which can be printed.
 
     **Raises:** `ValueError` for several runs at once, for runs without these series,
-    and for a run that does not reach a tenfold of a positive nu.
+    and for a run that does not reach a tenfold of a positive nu, with the reason why it
+    ended if it gave up. Of such a run the times that it reached count.
     """
     if not isinstance(run, Trajectory):
         at = point_of(run, problem, trainable, verb="which")
@@ -216,18 +229,24 @@ def which(run: Any, problem: Problem | None = None, *, trainable: Any = None) ->
         )
     if jnp.ndim(run.status):
         raise ValueError("`which` takes a single run, but there is an axis of seeds")
+    names = tuple(name for name in GEOMETRIES if f"gap_{name}" in run.series)
+    rows = np.stack([np.abs(np.asarray(run[f"gap_{name}"])) for name in names])
     nus = np.asarray(run["nu"] if "nu" in run.series else run.times)
-    last = float(nus[-1])
+    # Of a run that gave up there are no values after its end.
+    reached = np.isfinite(nus) & np.isfinite(rows).all(axis=0)
+    nus, rows = nus[reached], rows[:, reached]
+    last = float(nus[-1]) if nus.size else float("nan")
     if not (last > 0 and np.any((nus > 0) & (nus <= last / 10))):
+        way = f"goes from nu = {nus[0]:.3g} to {last:.3g}" if nus.size else "has no finite values"
+        ended = int(run.status) in (Status.GAVE_UP, Status.STALLED, Status.NON_FINITE)
         raise ValueError(
-            f"`which` compares gaps at the last nu with those at a tenth of it, but the run goes "
-            f"from nu = {nus[0]:.3g} to {last:.3g}: take a larger t1, or more recorded times"
+            f"`which` compares gaps at the last nu with those at a tenth of it, but the run {way}: "
+            "take a larger t1, or more recorded times"
+            + (f". The run {run.reason()}" if ended else "")
         )
     early = int(np.flatnonzero(nus <= last / 10)[-1])
     gaps, ratios = [], []
-    names = tuple(name for name in GEOMETRIES if f"gap_{name}" in run.series)
-    for name in names:
-        series = np.abs(np.asarray(run[f"gap_{name}"]))
+    for series in rows:
         gaps.append(float(series[-1]))
         ratios.append(float(series[early] / max(series[-1], np.finfo(np.float64).tiny)))
     return Which(names, tuple(gaps), tuple(ratios))
@@ -239,12 +258,14 @@ def _largest_weights(
     """Multipliers m >= 0 with `<w, J^T m> = |w|_inf` and the least sum of `|J^T m|_1`
     and of the complementarity, by HiGHS, and the stationarity that they prove.
     """
+    from scipy import sparse
     from scipy.optimize import linprog
 
     m, d = rows.shape
     size = float(np.abs(w).max())
     # Variables are m and t >= |J^T m|.
-    above = np.block([[rows.T, -np.eye(d)], [-rows.T, -np.eye(d)]])
+    eye = sparse.eye_array(d)
+    above = sparse.block_array([[rows.T, -eye], [-rows.T, -eye]], format="csc")
     found = linprog(
         np.concatenate([slack / size, np.ones(d)]),
         A_ub=above,

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import is_concrete
@@ -22,8 +23,14 @@ from sgfbias.core.schedule import as_number
 
 # Exponents are clamped here before they are exponentiated.
 LARGEST_EXPONENT = 300.0
-# The fastest relaxation of an average of squares, per unit of nu, that is followed. It
-# is faster only where the average is 1e-4 of eps or less.
+# The exponent of a whole product is clamped to this share of the largest one of the
+# precision. What is left is for a squared gradient.
+SHARE_OF_RANGE = 0.8
+# The fastest relaxation of an average of squares, per unit of nu, that is followed.
+# With the rate c at which the average forgets, it is c / |G|_1 before the crossover:
+# faster for c > 100 |G|_1 only, where the average lags behind the square by less than
+# 1%. After the crossover it is faster only where the average is below
+# 1e-4 (c / |G|)^2 of eps.
 FASTEST = 100.0
 # Below this fraction of eps an average of squares is no longer followed.
 NEGLIGIBLE = 1e-14
@@ -44,6 +51,15 @@ def exponential(x: Array) -> Array:
     """`e^x`, with the exponent clamped to the range of floats."""
     most = min(LARGEST_EXPONENT, 0.45 * math.log(float(jnp.finfo(x.dtype).max)))
     return jnp.exp(jnp.clip(x, -most, most))
+
+
+def of_product(x: Array) -> Array:
+    """`e^x` where x is the exponent of a whole product, such as `g^2 / eps`. Its
+    factors may be out of the range of floats. x is clamped from above only, since a
+    product that underflows is 0.
+    """
+    most = SHARE_OF_RANGE * math.log(float(jnp.finfo(x.dtype).max))
+    return jnp.exp(jnp.minimum(x, most))
 
 
 class AbstractConditioner(eqx.Module):
@@ -110,10 +126,10 @@ class AdaGrad(AbstractConditioner):
         self.eps = _positive(eps)
 
     def scale(self, dtype):
-        return jnp.sqrt(self.eps.astype(dtype))
+        return jnp.sqrt(self.eps).astype(dtype)
 
     def rate(self, memory, gradient, now, speed):
-        pace = exponential(-now.nu) / (now.n * self.scale(speed.dtype) * speed)
+        pace = of_product(-now.nu - jnp.log(self.scale(speed.dtype))) / (now.n * speed)
         return jax.tree.map(lambda b, g: pace * jnp.square(g) * jnp.exp(-b), memory, gradient)
 
 
@@ -133,24 +149,28 @@ class _Average(AbstractConditioner):
             raise ValueError(f"`decay` must be at least 0 and below 1, but is {decay}")
 
     def scale(self, dtype):
-        return jnp.sqrt(self.eps.astype(dtype))
+        return jnp.sqrt(self.eps).astype(dtype)
 
     def _forgets(self, dtype: Any) -> Array:
         """c, the rate per unit of flow time at which V forgets."""
         return (1 - self.decay.astype(dtype)) / self.step_size.astype(dtype)
 
+    def _square_unit(self, now: Moment, root: Array) -> Array:
+        """`g^2 / eps` for a gradient of nu of 1."""
+        return of_product(-2 * (now.nu + jnp.log(now.n * root)))
+
     def rate(self, memory, gradient, now, speed):
         # dV/dnu = k (g^2 - V) with k = c n e^nu / N.
         root = self.scale(speed.dtype)
-        k = self._forgets(speed.dtype) * now.n * exponential(now.nu) * root / speed
+        k = self._forgets(speed.dtype) * now.n * of_product(now.nu + jnp.log(root)) / speed
         k = jnp.minimum(k, FASTEST)
-        small = exponential(-2 * now.nu) / (now.n * root) ** 2
+        small = self._square_unit(now, root)
 
         def one(b: Array, g: Array) -> Array:
             # The average and the square that it follows, both over eps.
             average, aim = jnp.expm1(b), jnp.square(g) * small
             matters = jnp.maximum(average, aim)
-            slope = k * (aim - average) * matters / (matters + NEGLIGIBLE)
+            slope = k * (aim - average) * (matters / (matters + NEGLIGIBLE))
             return slope * jnp.exp(-b)
 
         return jax.tree.map(one, memory, gradient)
@@ -185,7 +205,7 @@ class AdamNoMomentum(_Average):
         elapsed = self._forgets(root.dtype) * now.time * root * now.n * exponential(now.nu)
         begun = elapsed > 1e-12
         share = jnp.where(begun, -jnp.expm1(-jnp.where(begun, elapsed, 1)), 1)
-        small = exponential(-2 * now.nu) / (now.n * root) ** 2
+        small = self._square_unit(now, root)
 
         def one(b: Array, g: Array) -> Array:
             corrected = jnp.where(begun, jnp.expm1(b) / share, jnp.square(g) * small)
@@ -199,11 +219,10 @@ def _positive(eps: Any) -> Array:
 
     **Raises:** `ValueError` unless it is positive: no flow can have eps = 0.
     """
-    given = as_number(eps, "eps", zero_allowed=True)
-    if is_concrete(given) and float(given) == 0:
+    if is_concrete(eps) and np.ndim(eps) == 0 and eps == 0:
         raise ValueError(
             "eps=0 makes h unbounded where a component of the gradient vanishes, so there is no "
             "such flow; take a positive eps, which may be as small as 1e-24, or use "
             "MarginDescent(Adam(eps=0.0))"
         )
-    return given
+    return as_number(eps, "eps")

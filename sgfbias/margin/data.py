@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,6 +15,10 @@ from sgfbias.core.problem import Problem
 from sgfbias.margin.linear import max_margin
 
 IMAGES = 1797
+# What NumPy raises for files that are no archive, an empty one, or a damaged one.
+UNREADABLE = (
+    OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def read_two_classes(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -33,9 +39,9 @@ def read_two_classes(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             f"there is no file {path}; expected a .npz file made by numpy.savez(path, X=X, y=y)"
         )
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} is not a readable .npz file of plain numbers ({error}); make it by "
             "numpy.savez(path, X=X, y=y)"

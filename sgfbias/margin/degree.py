@@ -188,9 +188,9 @@ def _range(low: float, high: float) -> str:
 
 def _moves(coordinates: Any, position: Any, inputs: Array, name: str) -> bool:
     """Whether the outputs depend on the array called `name` at all."""
-    gradient = jax.grad(
-        lambda p: jnp.sum(jnp.sin(evaluate(coordinates.decode(p), inputs))), allow_int=False
-    )(position)
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(evaluate(coordinates.decode(p), inputs))))(
+        position
+    )
     leaves = dict(zip(_names(position), jax.tree.leaves(gradient), strict=True))
     return bool(jnp.any(leaves[name] != 0))
 

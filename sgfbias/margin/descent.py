@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -11,7 +11,14 @@ from sgfbias.core.algorithm import AbstractDescent
 from sgfbias.core.checks import is_concrete
 from sgfbias.core.trajectory import Status
 from sgfbias.margin.degree import check_homogeneous
-from sgfbias.margin.recorded import UNITS, averaged, here, reason, values
+from sgfbias.margin.recorded import (
+    UNITS,
+    averaged,
+    here,
+    reason,
+    values,
+    warn_of_rounding,
+)
 from sgfbias.margin.rules import AbstractMarginRule, as_rule
 
 
@@ -22,9 +29,10 @@ class MarginDescent(AbstractDescent):
     Full batches only, on the mean loss. `Adam`, `Sign` and `RMSProp` take the step size
     as their learning rate, and agree with Optax's up to rounding as long as the loss is
     a float. `Identity` and `AdaGrad`, whose steps would vanish with the loss, take
-    loss-scaled steps: the step size is the gain in nu that a step intends, and a step
-    that gains less than half of it is not taken and halved. Such a try counts as an
-    iteration.
+    loss-scaled steps: the step size is the gain in nu that the first step intends. A
+    step that gains less than half of what it intends is not taken, and the next one
+    intends half of that; after every step that is taken the next one intends 15% more.
+    A try that is not taken counts as an iteration.
 
     Recorded are `nu`, `log10_loss`, `q_min`, `hardest`, `margin_l2`, `margin_linf`, and
     `gap_l2`, `gap_linf` and `gap_metric` as for `MarginFlow`, with the gradient of nu
@@ -49,8 +57,12 @@ class MarginDescent(AbstractDescent):
             )
         super().__init__(step_size, as_rule(rule))
 
-    references: ClassVar[Mapping[str, str]] = {"wang2021": "the conditioned algorithms"}
     rule: AbstractMarginRule
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Keys of the bibliography -> what they are cited for."""
+        return self.rule.references
 
     def suited(self, coordinates, network, problem):
         position = coordinates.encode(network)
@@ -69,10 +81,17 @@ class MarginDescent(AbstractDescent):
         return UNITS
 
     def judge(self, status, final, end):
+        warn_of_rounding(final["nu"], final["nu"].dtype)
         # The loss falls for ever, so no loss is one at which a run has converged.
         status = jnp.where(status == int(Status.CONVERGED), int(Status.MOVING), status)
         late = (status == int(Status.MOVING)) & ~(final["q_min"] > 0)
         return jnp.where(late, int(Status.STALLED), status)
 
     def explain(self, status, final):
+        if status == Status.STALLED and not final["q_min"] > 0:
+            return (
+                f"stalled: the data are not fitted yet: q_min = {final['q_min']:.3g} for example "
+                f"{int(final['hardest'])}; take more steps, unless nu = {final['nu']:.3g} no "
+                "longer grows: the margin is defined once all examples are fitted"
+            )
         return reason(status, final)

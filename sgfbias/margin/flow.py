@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,19 +22,27 @@ from sgfbias.margin.degree import check_homogeneous
 from sgfbias.margin.geometry import norm
 from sgfbias.margin.kinks import KinkEuler, has_kinks
 from sgfbias.margin.objective import check_classification, nu_and_gradient
-from sgfbias.margin.recorded import UNITS, averaged, here, over, reason, values
+from sgfbias.margin.recorded import (
+    UNITS,
+    averaged,
+    here,
+    over,
+    reason,
+    values,
+    warn_of_rounding,
+)
 
 # The largest state for which an implicit solver is the default.
 LARGEST_IMPLICIT = 600
-# nu up to which float32 resolves differences of margins.
-LARGEST_SINGLE = 1e3
-LARGEST_DOUBLE = 1e9
 # The relative difference of nu and the clock beyond which a run is not to be trusted.
 CLOCK_ERROR = 1e-3
 # The width in nu of the first step on a model with kinks.
 FIRST_STEP = 0.05
 # The largest width in nu on such a model, so that the path is that of the flow.
 WIDEST_STEP = 0.1
+# The steps after which a run gives up. Those on a model with kinks are short and cheap.
+MOST_STEPS = 200_000
+MOST_STEPS_AT_KINKS = 2_000_000
 
 
 class Memory(NamedTuple):
@@ -93,7 +100,9 @@ class MarginFlow(AbstractDeterministicFlow):
     - `rtol`, `atol`: tolerances of the adaptive solver, as in `GradientFlow`. The
       solver is the implicit Kvaerno3 up to 600 numbers in float64, otherwise Tsit5.
       They are not used on models with kinks.
-    - `most_steps`: the number of solver steps after which a run gives up.
+    - `most_steps`: the number of solver steps after which a run gives up. Default:
+      200,000, and 2,000,000 on models with kinks, where a step is at most 0.1 wide in
+      nu, or 0.01 for the averages of `RMSProp` and `AdamNoMomentum`.
     - `kinks`: whether the model has kinks. Default: it is looked at. While derivatives
       are taken, that is not possible, and the default is False.
 
@@ -102,7 +111,7 @@ class MarginFlow(AbstractDeterministicFlow):
     """
 
     conditioner: AbstractConditioner
-    budget: int = eqx.field(static=True)
+    budget: int | None = eqx.field(static=True)
     kinks: bool | None = eqx.field(static=True)
     dt: None = eqx.field(static=True)
     rtol: float | None = eqx.field(static=True)
@@ -114,7 +123,7 @@ class MarginFlow(AbstractDeterministicFlow):
         *,
         rtol: float | None = None,
         atol: float | None = None,
-        most_steps: int = 200_000,
+        most_steps: int | None = None,
         kinks: Any = None,
     ):
         self.conditioner = Identity() if conditioner is None else conditioner
@@ -122,11 +131,11 @@ class MarginFlow(AbstractDeterministicFlow):
             raise ValueError(
                 "`conditioner` must be Identity(), AdaGrad(eps), RMSProp(decay, eps) or "
                 f"AdamNoMomentum(decay, eps), but is {conditioner!r}; Adam with momentum and sign "
-                "descent are discrete algorithms: as a flow the sign is unbounded where a "
-                "component of the gradient vanishes; use MarginDescent"
+                "descent are discrete algorithms: as a flow the sign has the conditioner 1/|g|, "
+                "which is unbounded where a component of the gradient vanishes; use MarginDescent"
             )
         self.rtol, self.atol = as_tolerance(rtol, "rtol"), as_tolerance(atol, "atol")
-        self.budget = as_whole(most_steps, "most_steps")
+        self.budget = None if most_steps is None else as_whole(most_steps, "most_steps")
         if kinks not in (None, True, False):
             raise ValueError(f"`kinks` must be True, False or None, but is {kinks!r}")
         self.kinks = kinks
@@ -143,7 +152,14 @@ class MarginFlow(AbstractDeterministicFlow):
 
     @property
     def most_steps(self):
-        return self.budget
+        if self.budget is not None:
+            return self.budget
+        return MOST_STEPS_AT_KINKS if self.kinks else MOST_STEPS
+
+    @property
+    def _widest(self) -> float:
+        """The largest width in nu of a step on a model with kinks."""
+        return min(WIDEST_STEP, self.conditioner.widest)
 
     @property
     def weights_only(self):
@@ -164,7 +180,7 @@ class MarginFlow(AbstractDeterministicFlow):
     def step_control(self, coordinates, problem):
         if not self.kinks:
             return super().step_control(coordinates, problem)
-        widest = min(WIDEST_STEP, self.conditioner.widest)
+        widest = self._widest
         control = GainController(first=min(FIRST_STEP, widest), widest=widest, clock=True)
 
         def gained(network: Any) -> Array:
@@ -238,15 +254,7 @@ class MarginFlow(AbstractDeterministicFlow):
         return UNITS
 
     def judge(self, status, final, end):
-        if is_concrete((final["nu"], end)):
-            single = jnp.finfo(final["nu"].dtype).bits <= 32
-            most = LARGEST_SINGLE if single else LARGEST_DOUBLE
-            if float(end) > most:
-                warnings.warn(
-                    f"nu goes to {float(end):g}, but {final['nu'].dtype} resolves differences of "
-                    f"margins up to nu = {most:g} only" + ("; use float64 data" if single else ""),
-                    stacklevel=3,
-                )
+        warn_of_rounding(end, final["nu"].dtype)
         off = end - final["nu"]
         # At the end of a measured clock nu may be a part of the last step ahead of it.
         off = jnp.maximum(off, 0) if self.kinks else jnp.abs(off)
@@ -262,12 +270,14 @@ class MarginFlow(AbstractDeterministicFlow):
     def explain(self, status, final):
         if status == Status.GAVE_UP:
             return (
-                f"gave up at nu = {final['nu']:.6g}: the solver ran out of its {self.budget:,} "
-                "steps, "
+                f"gave up at nu = {final['nu']:.6g}: the solver ran out of its "
+                f"{self.most_steps:,} steps"
                 + (
-                    "or no step along the gradient gains anything"
+                    f", each at most {self._widest:g} wide in nu (most_steps), or no step along "
+                    "the gradient gains anything"
                     if self.kinks
-                    else "or slid along a kink of the model (kinks=True)"
+                    else " (most_steps); if the model has kinks that were not recognised, give "
+                    "MarginFlow(kinks=True)"
                 )
                 + "; the values are those at this nu"
             )

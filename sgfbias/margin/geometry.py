@@ -11,16 +11,31 @@ from jaxtyping import Array, Float
 GEOMETRIES = ("l2", "linf", "metric")
 
 
+def _by_name(geometry: Any) -> bool:
+    """Whether a geometry is given by its name, and not as a metric.
+
+    **Raises:** `ValueError` for another word.
+    """
+    if not isinstance(geometry, str):
+        return False
+    if geometry not in ("l2", "linf"):
+        raise ValueError(
+            "`geometry` must be 'l2', 'linf' or a metric (p,), which are the numbers 1/h, but is "
+            f"{geometry!r}"
+        )
+    return True
+
+
 def norm(w: Float[Array, " p"], geometry: Any) -> Array:
     """The norm of flat weights: "l2", "linf", or `sqrt(sum m w^2)` for a metric m."""
-    if isinstance(geometry, str):
+    if _by_name(geometry):
         return jnp.linalg.norm(w) if geometry == "l2" else jnp.max(jnp.abs(w))
     return jnp.sqrt(jnp.sum(geometry * jnp.square(w)))
 
 
 def dual_norm(v: Float[Array, " p"], geometry: Any) -> Array:
     """The largest `<w, v>` over weights w of norm 1."""
-    if isinstance(geometry, str):
+    if _by_name(geometry):
         return jnp.linalg.norm(v) if geometry == "l2" else jnp.sum(jnp.abs(v))
     return jnp.sqrt(jnp.sum(jnp.square(v) / geometry))
 
@@ -30,6 +45,14 @@ def alignment_gap(w: Float[Array, " p"], gradient: Float[Array, " p"], geometry:
 
     It is 0 exactly if w is stationary for the maximal margin in this norm, with
     multipliers proportional to the losses; and 1 at the origin.
+
+    **Arguments:**
+
+    - `w`: (p,), the weights, flat.
+    - `gradient`: (p,), G.
+    - `geometry`: "l2", "linf", or a metric: positive numbers (p,), 1/h.
+
+    **Raises:** `ValueError` for another word.
     """
     size = norm(w, geometry) * dual_norm(gradient, geometry)
     return 1 - jnp.sum(w * gradient) / jnp.where(size > 0, size, 1)

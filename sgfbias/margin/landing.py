@@ -109,7 +109,8 @@ def land(
 
     **Raises:** `ValueError` for weights that do not fit the data (`q_min <= 0`), for
     the geometry "linf", whose linearised problems have many solutions, for several runs
-    at once, and for a model that is not homogeneous.
+    at once, for a run that moved other arrays than those of `trainable`, and for a
+    model that is not homogeneous.
     """
     check_positive(as_float(tol, "tol"), "tol")
     most = as_whole(most, "most")

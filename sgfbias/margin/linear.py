@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NORMS = ("l2", "l1", "linf")
+# The norm of the solution, in units of the inverse of the largest example, beyond which
+# a problem of least distance is solved again in units of its solution.
+LONG = 10.0
 
 
 class LinearMargin(NamedTuple):
@@ -44,8 +47,8 @@ def max_margin(X: Any, y: Any, norm: Any = "l2") -> LinearMargin:
 
     **Returns:** a `LinearMargin`.
 
-    **Raises:** `ValueError` for data that no weights separate, and for arguments that
-    do not fit.
+    **Raises:** `ValueError` for data that no weights separate, for arguments that do
+    not fit, and if a solver takes too many iterations.
     """
     X, y, Z, shape = _rows(X, y)
     if isinstance(norm, str):
@@ -54,24 +57,32 @@ def max_margin(X: Any, y: Any, norm: Any = "l2") -> LinearMargin:
         metric = None
     else:
         metric = _metric(norm, shape)
+    power = 1
     if metric is not None or norm == "l2":
+        power = 2
         root = np.ones(Z.shape[1]) if metric is None else np.sqrt(metric)
-        v, multipliers = least_distance(Z / root, np.ones(len(Z)))
-        w = v / root
-        size, bound = float(np.linalg.norm(v)), float(np.linalg.norm((Z / root).T @ multipliers))
+        A, unit = _scaled(Z / root)
+        v, multipliers = least_distance(A, np.ones(len(A)))
+        if (size := float(np.linalg.norm(v))) > LONG:
+            # The last residual is 1 / (1 + |v|^2), which loses digits where v is long.
+            v, multipliers = (size * part for part in least_distance(A, np.full(len(A), 1 / size)))
+        Z, w = A * root, v / root
+        size, bound = float(np.linalg.norm(v)), float(np.linalg.norm(A.T @ multipliers))
     elif norm == "linf":
+        Z, unit = _scaled(Z)
         w, multipliers = _linear_program(Z, infinite=True)
         size, bound = float(np.abs(w).max()), float(np.abs(Z.T @ multipliers).sum())
     else:
+        Z, unit = _scaled(Z)
         w, multipliers = _linear_program(Z, infinite=False)
         size, bound = float(np.abs(w).sum()), float(np.abs(Z.T @ multipliers).max())
     least = float((Z @ w).min())
-    margin = least / size
+    margin = least / size  # of the scaled examples, as the bound is
     pairs = (len(X),) if len(shape) == 1 else (len(X), shape[0] - 1)
     return LinearMargin(
-        (w / least).reshape(shape),
-        margin,
-        multipliers.reshape(pairs),
+        (w / least / unit).reshape(shape),
+        margin * unit,
+        (multipliers / unit**power).reshape(pairs),
         bound / multipliers.sum() / margin - 1,
     )
 
@@ -83,14 +94,12 @@ def least_distance(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
     solution u of non-negative least squares on the matrix `[A^T; b^T]` and the right
     side `e_last`, and its residual r, `v = -r_head / r_last`.
 
-    **Raises:** `ValueError` if no v satisfies the constraints.
+    **Raises:** `ValueError` if no v satisfies the constraints, and as `nonnegative`.
     """
-    from scipy.optimize import nnls
-
     E = np.vstack([A.T, b])
     f = np.zeros(len(E))
     f[-1] = 1
-    u, _ = nnls(E, f, maxiter=30 * max(E.shape))
+    u = nonnegative(E, f)
     r = E @ u - f
     if -r[-1] < 1e-13 * max(1.0, float(np.abs(b).max()) * float(u.sum())):
         raise ValueError(
@@ -100,15 +109,47 @@ def least_distance(A: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return -r[:-1] / r[-1], u / -r[-1]
 
 
+def nonnegative(E: np.ndarray, f: np.ndarray) -> np.ndarray:
+    """`argmin |E u - f|` over u >= 0, by non-negative least squares.
+
+    **Raises:** `ValueError` if that takes too many iterations.
+    """
+    from scipy.optimize import nnls
+
+    most = 30 * max(E.shape)
+    try:
+        return nnls(E, f, maxiter=most)[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"non-negative least squares did not end within {most:,} iterations for "
+            f"{E.shape[1]:,} constraints and {len(E) - 1:,} numbers: some constraints are nearly "
+            "the same or nearly opposite; leave out examples that occur twice"
+        ) from error
+
+
+def _scaled(Z: np.ndarray) -> tuple[np.ndarray, float]:
+    """Rows over a unit, and the unit: the power of 2 for which the longest row has a
+    norm between 1 and 2. So the solvers' tolerances do not depend on the units of the
+    data, and nothing is rounded.
+    """
+    top = float(np.abs(Z).max())
+    if top == 0:
+        return Z, 1.0
+    longest = top * float(np.linalg.norm(Z / top, axis=1).max())
+    unit = 2.0 ** (np.frexp(longest)[1] - 1)
+    return Z / unit, float(unit)
+
+
 def _linear_program(Z: np.ndarray, *, infinite: bool) -> tuple[np.ndarray, np.ndarray]:
     """The weights of least largest or absolute sum with `Z w >= 1`, and multipliers."""
+    from scipy import sparse
     from scipy.optimize import linprog
 
     m, d = Z.shape
     if infinite:  # variables w and t >= |w|
         cost = np.concatenate([np.zeros(d), [1.0]])
-        eye, one = np.eye(d), np.ones((d, 1))
-        above = np.block([[-Z, np.zeros((m, 1))], [eye, -one], [-eye, -one]])
+        eye, one = sparse.eye_array(d), np.ones((d, 1))
+        above = sparse.block_array([[-Z, None], [eye, -one], [-eye, -one]], format="csc")
         limits = np.concatenate([-np.ones(m), np.zeros(2 * d)])
         bounds = [(None, None)] * d + [(0, None)]
     else:  # w = p - q with p, q >= 0
@@ -148,7 +189,8 @@ def _sharper(
     """
     active = Z[multipliers > 1e-9 * multipliers.max()]
     mixed = Z.T @ multipliers
-    at = np.abs(mixed) > 1e-7 * np.abs(mixed).max() if infinite else np.abs(w) > 1e-7 * np.max(w)
+    sizes = np.abs(mixed if infinite else w)
+    at = sizes > 1e-7 * sizes.max()
     signs = np.where(at, np.sign(mixed if infinite else w), 0.0)
     if infinite:  # Z w = 1 with w = t signs where `at`, and sum_at signs Z^T m = 1, 0 elsewhere
         free = np.eye(len(w))[:, ~at]
@@ -184,6 +226,11 @@ def _rows(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int
             f"{shown}"
         )
     y = y.astype(int)
+    if y.min() > 0:
+        raise ValueError(
+            f"the least class label is {y.min()}, so that class 0 has no examples: number the "
+            "classes from 0, as numpy.unique(y, return_inverse=True)[1] does"
+        )
     (n, d), count = X.shape, int(y.max()) + 1
     Z = np.zeros((n, count - 1, count, d))
     for i in range(n):

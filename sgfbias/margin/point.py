@@ -66,7 +66,16 @@ def point_of(run: Any, problem: Problem | None, trainable: Any, *, verb: str) ->
     coordinates = Weights(
         network, problem.dtype, trainable=True if trainable is None else trainable
     )
-    return Point(problem, coordinates, coordinates.encode(network), h, gradient)
+    position = coordinates.encode(network)
+    count = sum(leaf.size for leaf in jax.tree.leaves(position))
+    if h is not None and h.size != count:
+        raise ValueError(
+            f"the run moved {h.size} of {count} weights: give trainable= as in simulate"
+            if h.size < count
+            else f"the run moved {h.size} weights, but trainable= names {count} of them: give "
+            "trainable= as in simulate"
+        )
+    return Point(problem, coordinates, position, h, gradient)
 
 
 def geometry_of(geometry: Any, at: Point) -> tuple[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from sgfbias.core.checks import is_concrete
 from sgfbias.core.problem import Problem
 from sgfbias.core.trajectory import Status
 from sgfbias.margin.geometry import gaps_of, norm
@@ -20,6 +23,10 @@ from sgfbias.margin.objective import (
     margins_of,
     nu_and_gradient,
 )
+
+# nu up to which float32, and float64, resolve differences of margins.
+LARGEST_SINGLE = 1e3
+LARGEST_DOUBLE = 1e9
 
 
 class Here(NamedTuple):
@@ -74,7 +81,7 @@ def values(at: Here, n: int, h: Array, mean: Array) -> dict[str, Array]:
 UNITS = dict.fromkeys(
     ("nu", "log10_loss", "log_time", "q_min", "hardest", "margin_l2", "margin_linf",
      "surrogate_margin", "gap_l2", "gap_linf", "gap_metric", "loss_time_speed", "conditioner",
-     "mean_gradient", "width"),
+     "mean_gradient"),
     "1",
 )  # fmt: skip
 
@@ -89,6 +96,23 @@ def over(value: Array, size: Array, degree: Array) -> Array:
     """`value / size^degree`, and 0 at the origin."""
     safe = jnp.where(size > 0, size, 1)
     return jnp.where(size > 0, value / safe**degree, 0)
+
+
+def warn_of_rounding(nu: Any, dtype: Any) -> None:
+    """Warn of a nu, or of some (seeds,), at which margins of this precision are not
+    told apart any more.
+    """
+    if not is_concrete(nu):
+        return
+    single = jnp.finfo(dtype).bits <= 32
+    most = LARGEST_SINGLE if single else LARGEST_DOUBLE
+    largest = np.max(np.asarray(nu), initial=-np.inf, where=np.isfinite(np.asarray(nu)))
+    if largest > most:
+        warnings.warn(
+            f"nu goes to {largest:g}, but {dtype} resolves differences of margins up to nu = "
+            f"{most:g} only" + ("; use float64 data" if single else ""),
+            stacklevel=4,
+        )
 
 
 def reason(status: int, final: Mapping[str, float]) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -17,9 +18,17 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sgfbias.core.checks import as_float
+from sgfbias.core.checks import as_float, is_concrete
+from sgfbias.core.references import merge
 from sgfbias.core.rules import AbstractRule
-from sgfbias.margin.conditioners import AbstractConditioner, Moment, RMSProp, exponential
+from sgfbias.core.schedule import as_number
+from sgfbias.margin.conditioners import (
+    AbstractConditioner,
+    Moment,
+    RMSProp,
+    exponential,
+    of_product,
+)
 from sgfbias.margin.kinks import LATEST
 
 # Steps whose size is the gain in nu that they intend are tried again at half of it if
@@ -30,6 +39,8 @@ SHARE, SHRINK, GROW = 0.5, 0.5, 1.15
 class AbstractMarginRule(AbstractRule):
     """A rule in a frame that moves with the loss."""
 
+    # Keys of the bibliography -> what they are cited for.
+    references: ClassVar[Mapping[str, str]] = {"wang2021": "the conditioned algorithms"}
     logarithmic: ClassVar[bool] = True
     observed: ClassVar[bool] = True
 
@@ -99,19 +110,28 @@ class Adam(_Moving):
     b2: Array
     eps: Array
 
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Keys of the bibliography -> what they are cited for."""
+        if is_concrete(self.eps) and float(self.eps) == 0:
+            return {"zhang2024": "the direction of Adam without eps"}
+        return super().references
+
     def __init__(self, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 0.0):
         for value, name in ((b1, "b1"), (b2, "b2")):
-            if not 0 <= as_float(value, name) < 1:
+            if is_concrete(value) and not 0 <= as_float(value, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, but is {value}")
-        if not as_float(eps, "eps") >= 0:
+        if is_concrete(eps) and not as_float(eps, "eps") >= 0:
             raise ValueError(f"`eps` must be at least 0, but is {eps}")
-        self.b1, self.b2, self.eps = (jnp.asarray(v, jnp.result_type(float)) for v in (b1, b2, eps))
+        self.b1, self.b2, self.eps = (
+            as_number(value, name, zero_allowed=True).astype(jnp.result_type(float))
+            for value, name in ((b1, "b1"), (b2, "b2"), (eps, "eps"))
+        )
 
     def _root(self, memory: Moments) -> Any:
         """`(sqrt(v^) + eps) / L`."""
         dtype = memory.taken.dtype
-        b2, eps = self.b2.astype(dtype), self.eps.astype(dtype)
-        small = eps * exponential(-memory.log_loss)
+        b2, small = self.b2.astype(dtype), _over_loss(self.eps, memory.log_loss)
         correction = 1 - b2 ** jnp.maximum(memory.taken, 1)
         return jax.tree.map(lambda v: jnp.sqrt(v / correction) + small, memory.second)
 
@@ -139,8 +159,7 @@ class _RootMeanSquare(_Moving):
     eps: Array
 
     def _root(self, memory: Moments) -> Any:
-        dtype = memory.taken.dtype
-        small = jnp.sqrt(self.eps.astype(dtype)) * exponential(-memory.log_loss)
+        small = _over_loss(jnp.sqrt(self.eps), memory.log_loss)
         return jax.tree.map(lambda v: jnp.hypot(jnp.sqrt(v), small), memory.second)
 
     def conditioner(self, memory, log_loss):
@@ -164,6 +183,8 @@ class Averaged(NamedTuple):
 
 class Sign(AbstractMarginRule):
     """`w <- w - lr sign(g)`: sign descent, which is Adam without decays and eps."""
+
+    references: ClassVar[Mapping[str, str]] = {"zhang2024": "the direction without eps"}
 
     def init(self, parameters):
         return Averaged(jax.tree.map(jnp.zeros_like, parameters))
@@ -202,6 +223,11 @@ class LossScaled(AbstractMarginRule):
     """
 
     base: AbstractConditioner
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Keys of the bibliography -> what they are cited for."""
+        return merge(super().references, self.base.references)
 
     def init(self, parameters):
         dtype = jax.tree.leaves(parameters)[0].dtype
@@ -264,6 +290,13 @@ def as_rule(given: Any) -> AbstractMarginRule:
 def _latest(average: Any, gradient: Any) -> Any:
     """The average of the gradient of nu, which is minus that of log L."""
     return jax.tree.map(lambda a, g: (1 - LATEST) * a - LATEST * g, average, gradient)
+
+
+def _over_loss(eps: Array, log_loss: Array) -> Array:
+    """`eps / L` by one exponent, as L alone may be out of the range of floats."""
+    there = eps > 0
+    exponent = jnp.log(jnp.where(there, eps, 1)).astype(log_loss.dtype) - log_loss
+    return jnp.where(there, of_product(exponent), 0)
 
 
 def _ratio(value: Array, root: Array) -> Array:

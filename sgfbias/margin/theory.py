@@ -11,6 +11,8 @@ import numpy as np
 
 from sgfbias.core.checks import as_float, check_positive
 
+RATES = 1001  # at which the equation of `adam_rate` is looked at, for its first root
+
 
 class AdaGradLimit(NamedTuple):
     """The limit of AdaGrad's flow on one example, see `adagrad_limit`.
@@ -18,6 +20,9 @@ class AdaGradLimit(NamedTuple):
     - `direction`: (d,), the direction of the weights, of length 1.
     - `conditioner`: (d,), h at the end.
     - `path_sum`: `S = int e^(-2u) dt` at the end, so that `V_i = x_i^2 S`.
+
+    S is infinite or 0, and h is 0, where they are out of the range of floats; the
+    direction is right there, too.
     """
 
     direction: np.ndarray
@@ -44,10 +49,11 @@ def adagrad_limit(x: Any, w0: Any, eps: float = 1e-8) -> AdaGradLimit:
 
     **Returns:** an `AdaGradLimit`.
 
-    **Raises:** `ValueError` for shapes that differ, x = 0, and eps that is not
-    positive.
+    **Raises:** `ValueError` for shapes that differ, entries that are NaN or infinite,
+    x = 0, and eps that is not positive.
     """
     from scipy.optimize import brentq
+    from scipy.special import logsumexp
 
     x, w0 = np.asarray(x, np.float64), np.asarray(w0, np.float64)
     if x.ndim != 1 or w0.shape != x.shape or not np.any(x):
@@ -55,29 +61,34 @@ def adagrad_limit(x: Any, w0: Any, eps: float = 1e-8) -> AdaGradLimit:
             "`x` must have shape (d,) and not be 0, and `w0` the same shape, but they have shapes "
             f"{x.shape} and {w0.shape}"
         )
+    if not (np.isfinite(x).all() and np.isfinite(w0).all()):
+        raise ValueError("`x` or `w0` has entries that are NaN or infinite")
     check_positive(as_float(eps, "eps"), "eps")
-    budget = math.exp(-float(w0 @ x))
+    there = x != 0
+    log_squares, log_eps = 2 * np.log(np.abs(x[there])), math.log(eps)
 
     def excess(log_s: float) -> float:
-        s = math.exp(log_s)
-        # sqrt(eps + a) - sqrt(eps) without cancellation.
-        return float(2 * np.sum(_rise(x**2 * s, eps))) / budget - 1
+        # The logarithm of the sum over e^(-u0), which may not be a float.
+        return float(math.log(2) + logsumexp(_log_rise(log_squares + log_s, log_eps)) + w0 @ x)
 
-    low = math.log(budget) - 2 * math.log(np.abs(x).sum() + 1) - 60
+    low, high, width = -60.0, 60.0, 60.0
     while excess(low) > 0:
-        low -= 30
-    high = low + 60
+        low, width = low - width, 2 * width
     while excess(high) < 0:
-        high += 30
+        high, width = high + width, 2 * width
     log_s = brentq(excess, low, high, xtol=1e-14, rtol=1e-15, maxiter=500)
-    path_sum = math.exp(log_s)
-    h = (eps + x**2 * path_sum) ** -0.5
-    return AdaGradLimit(h * x / np.linalg.norm(h * x), h, path_sum)
+    log_h = np.full(x.shape, -log_eps / 2)
+    log_h[there] = -np.logaddexp(log_eps, log_squares + log_s) / 2
+    log_along = log_h[there] + log_squares / 2
+    along = np.zeros(x.shape)
+    along[there] = np.sign(x[there]) * np.exp(log_along - log_along.max())
+    with np.errstate(over="ignore", under="ignore"):
+        return AdaGradLimit(along / np.linalg.norm(along), np.exp(log_h), float(np.exp(log_s)))
 
 
-def _rise(a: np.ndarray, eps: float) -> np.ndarray:
-    """`sqrt(eps + a) - sqrt(eps)` without cancellation."""
-    return a / (np.sqrt(eps + a) + math.sqrt(eps))
+def _log_rise(log_a: np.ndarray, log_eps: float) -> np.ndarray:
+    """`log(sqrt(eps + a) - sqrt(eps))` without cancellation."""
+    return log_a - np.logaddexp(np.logaddexp(log_eps, log_a) / 2, log_eps / 2)
 
 
 def crossover(G: Any, *, n: int, eps: float, forgets: float = 1.0) -> float:
@@ -121,7 +132,9 @@ def adam_rate(gamma_inf: float, lr: float, b1: float = 0.9, b2: float = 0.999) -
         r = g lr (1 - b1) / (1 - b1 e^r) sqrt((1 - b2 e^(2r)) / (1 - b2)),
 
     with g the maximal margin in l_inf, and lies below -log(b2)/2: the loss falls by at
-    most about `e^(-(1 - b2)/2)` per step, however large lr is.
+    most about `e^(-(1 - b2)/2)` per step, however large lr is. For `b1 >= sqrt(b2)` the
+    average of gradients forgets more slowly than the root of that of squares, and there
+    is a rate for small lr only: beyond it the steps grow without end.
 
     **Arguments:**
 
@@ -129,9 +142,10 @@ def adam_rate(gamma_inf: float, lr: float, b1: float = 0.9, b2: float = 0.999) -
     - `lr`: positive, the step size.
     - `b1`, `b2`: the decays, in [0, 1).
 
-    **Raises:** `ValueError` for numbers out of these ranges.
+    **Raises:** `ValueError` for numbers out of these ranges, and where there is no
+    steady rate.
     """
-    from scipy.optimize import brentq
+    from scipy.optimize import brentq, minimize_scalar
 
     for value, name in ((gamma_inf, "gamma_inf"), (lr, "lr")):
         check_positive(as_float(value, name), name)
@@ -146,4 +160,23 @@ def adam_rate(gamma_inf: float, lr: float, b1: float = 0.9, b2: float = 0.999) -
         shrink = math.sqrt(max(1 - b2 * math.exp(2 * r), 0) / (1 - b2))
         return r * (1 - b1 * math.exp(r)) - gamma_inf * lr * (1 - b1) * shrink
 
-    return float(brentq(excess, 0, min(ends), xtol=1e-18, rtol=1e-14))
+    # The rate that grows from 0 with lr is the first root.
+    end = min(ends)
+    grid = np.linspace(0, end, RATES)
+    values = np.array([excess(r) for r in grid])
+    if not (values >= 0).any():
+        k = int(np.clip(values.argmax(), 1, RATES - 2))
+        top = minimize_scalar(
+            lambda r: -excess(r), bounds=(grid[k - 1], grid[k + 1]), method="bounded",
+            options={"xatol": 1e-12 * end},
+        )  # fmt: skip
+        if not excess(top.x) >= 0:
+            raise ValueError(
+                f"there is no steady rate for b1 > sqrt(b2) at this step size: b1 = {b1:g}, "
+                f"sqrt(b2) = {math.sqrt(b2):.4g} and lr = {lr:g}. The average of gradients forgets "
+                "more slowly than the root of that of squares, so that the steps grow without "
+                "end; take a smaller lr, or b1 below sqrt(b2)"
+            )
+        return float(brentq(excess, 0, top.x, xtol=1e-18, rtol=1e-14))
+    first = grid[np.flatnonzero(values >= 0)[0]]
+    return float(brentq(excess, 0, first, xtol=1e-18, rtol=1e-14))

@@ -130,7 +130,9 @@ def test_what_it_refuses():
         margin.Adam(1.0)
     with pytest.raises(ValueError, match="`eps` must be at least 0, but is -1"):
         margin.Adam(eps=-1.0)
-    with pytest.raises(ValueError, match="the sign is unbounded where.*use MarginDescent"):
+    with pytest.raises(
+        ValueError, match=r"the conditioner 1/\|g\|, which is unbounded.*use MarginDescent"
+    ):
         margin.MarginFlow(margin.Sign())
     squared = sgf.Problem(INPUTS, INPUTS[:, 0])
     with pytest.raises(ValueError, match="margins need a classification loss"):
@@ -138,3 +140,21 @@ def test_what_it_refuses():
     biased = eqx.nn.MLP(6, "scalar", 5, 1, key=jax.random.key(0))
     with pytest.raises(ValueError, match="not homogeneous"):
         sgf.simulate(margin.MarginDescent(margin.Sign(), 0.1), biased, problem(), steps=2)
+
+
+@pytest.mark.slow
+def test_adams_numbers_may_be_traced():
+    """One program for several b2, against a run of each."""
+    record = sgf.Record({"nu": None}, 2)
+
+    def end(b2):
+        descent = margin.MarginDescent(margin.Adam(0.8, b2, 1e-6), 1e-2)
+        return sgf.simulate(descent, START, problem(), steps=40, record=record).networks.w
+
+    decays = jnp.asarray([0.9, 0.99, 0.999])
+    together = jax.jit(jax.vmap(end))(decays)
+    np.testing.assert_allclose(together, jnp.stack([end(b2) for b2 in decays]), rtol=1e-12)
+    # Forward mode against a difference quotient.
+    slope = jax.jacfwd(end)(decays[1])
+    difference = (end(decays[1] + 1e-5) - end(decays[1] - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-9)

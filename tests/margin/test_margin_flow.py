@@ -162,7 +162,7 @@ def test_limits_of_adagrads_limit():
 def test_the_crossover_is_where_it_is_predicted():
     """With c = 5, the largest average of squares falls to eps within 0.1 of nu_x."""
     record = RECORD._replace(times=np.linspace(0, 90, 1801))
-    for eps in (1e-8, 1e-16, 1e-24):
+    for eps in (1e-4, 1e-8, 1e-12, 1e-16, 1e-24):
         run = follow(margin.RMSProp(0.0, eps, step_size=0.2), t1=90.0, record=record)
         largest = np.max(np.asarray(run["conditioner"]) ** -2 - eps, axis=1)
         nus = np.asarray(run.times)
@@ -175,7 +175,7 @@ def test_the_crossover_is_where_it_is_predicted():
         assert abs(seen - predicted) < 0.1, (eps, seen, predicted)
         # Before it the direction is that of l_inf, and at the end it nears that of l2.
         early = int(np.searchsorted(nus, predicted - 2))
-        assert float(run["gap_linf"][early]) < 0.01
+        assert eps == 1e-4 or float(run["gap_linf"][early]) < 0.01, eps
     assert float(run["gap_l2"][-1]) < float(run["gap_l2"][early])
 
 
@@ -223,8 +223,9 @@ def test_a_product_of_two_weights_conserves_the_difference_of_their_squares():
     ones = sgf.Problem(jnp.ones(1), jnp.ones(1), loss=sgf.LogisticLoss())
     start = Product(jnp.asarray([0.2, 0.9]))
     record = sgf.Record({"difference": lambda net: net.w[0] ** 2 - net.w[1] ** 2})
-    run = sgf.simulate(margin.MarginFlow(rtol=1e-10), start, ones, t1=1e4, record=record)
-    np.testing.assert_allclose(run["difference"], 0.2**2 - 0.9**2, atol=1e-5)
+    flow = margin.MarginFlow(rtol=1e-12, atol=1e-12)
+    run = sgf.simulate(flow, start, ones, t1=1e4, record=record, solver=Tsit5())
+    np.testing.assert_allclose(run["difference"], 0.2**2 - 0.9**2, atol=1e-8)
     assert float(run.final["nu"]) == pytest.approx(1e4, rel=1e-8)
 
 

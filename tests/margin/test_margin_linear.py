@@ -2,9 +2,13 @@
 against the bounds that the multipliers prove.
 """
 
+import tracemalloc
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sgfbias as sgf
 from sgfbias import margin
 
 PAIR = np.array([[np.cos(np.pi / 8), np.sin(np.pi / 8)], [np.cos(np.pi / 20), np.sin(np.pi / 20)]])
@@ -106,3 +110,17 @@ def test_what_cannot_be_solved_is_refused():
         margin.max_margin(X[0], y)
     with pytest.raises(ValueError, match="NaN or infinite"):
         margin.max_margin(X * np.nan, y)
+
+
+def test_a_certificate_in_linf_of_many_weights_takes_little_memory():
+    """A dense matrix of the linear program would take 8 (2 d) (d + n) bytes, 64 MB."""
+    d = 2000
+    X, y = data(3, d)
+    problem = sgf.Problem(jnp.asarray(X), jnp.asarray(y), loss=margin.ExponentialLoss())
+    best = margin.max_margin(X, y, norm="linf")
+    tracemalloc.start()
+    found = margin.certify(margin.Linear(best.weights), problem, geometry="linf")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 8e6
+    assert abs(found.stationarity) < 1e-9

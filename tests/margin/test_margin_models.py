@@ -78,15 +78,16 @@ def test_other_models_that_are_not_homogeneous():
         margin.homogeneity(mlp(depth=2, bias=True, final=True), INPUTS)
     with pytest.raises(ValueError, match="tanh, gelu and softplus. Degrees by array: layers"):
         margin.homogeneity(mlp(activation=jnp.tanh), INPUTS)
-    normalised = eqx.nn.Sequential(
-        [
-            eqx.nn.Linear(4, 5, use_bias=False, key=KEY),
-            eqx.nn.LayerNorm(5),
-            eqx.nn.Linear(5, 1, use_bias=False, key=KEY),
-        ]
-    )
-    with pytest.raises(ValueError, match=r"degree 0 in layers\[0\]\.weight.*normalisation layer"):
-        margin.homogeneity(normalised, INPUTS)
+    for activation in (jax.nn.gelu, jax.nn.softplus):
+        words = "not homogeneous: .* activations other than powers of ReLU, such as tanh, gelu and"
+        with pytest.raises(ValueError, match=words):
+            margin.homogeneity(mlp(activation=activation), INPUTS)
+    for layer, words in ((eqx.nn.LayerNorm(5), "LayerNorm"), (eqx.nn.RMSNorm(5), "RMSNorm")):
+        first, last = (eqx.nn.Linear(*s, use_bias=False, key=KEY) for s in ((4, 5), (5, 1)))
+        normalised = eqx.nn.Sequential([first, layer, last])
+        words = rf"degree 0 in layers\[0\]\.weight.*normalisation layer.*leave out .*{words}"
+        with pytest.raises(ValueError, match=words):
+            margin.homogeneity(normalised, INPUTS)
     # Frozen at 0, a bias changes nothing.
     frozen = jax.tree.map(eqx.is_inexact_array, zero)
     frozen = eqx.tree_at(lambda m: m.layers[1].bias, frozen, False)
@@ -144,8 +145,9 @@ def test_what_the_flow_refuses():
         margin.AdaGrad(0.0)
     with pytest.raises(ValueError, match="`decay` must be at least 0 and below 1"):
         margin.RMSProp(1.0)
-    with pytest.raises(ValueError, match="`eps` must be non-negative"):
-        margin.RMSProp(0.9, -1.0)
+    for eps in (-1, -1.0, float("inf")):
+        with pytest.raises(ValueError, match="`eps` must be positive and finite, but is"):
+            margin.RMSProp(0.9, eps)
     far = margin.Linear(jnp.asarray([900.0, 0.0, 0.0, 0.0]))
     with pytest.raises(ValueError, match="the run already has nu = "):
         sgf.simulate(margin.MarginFlow(), far, labelled(), t1=1.0)
