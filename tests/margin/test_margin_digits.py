@@ -12,6 +12,7 @@ from study_case import StudyCase
 
 from sgfbias.margin.data import digits
 from sgfbias.margin.studies.digits import Config
+from sgfbias.study import study_named
 
 SEEDS = 2
 NUS = np.geomspace(5, 1000, 47)
@@ -58,3 +59,16 @@ def test_the_images_and_what_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"need scikit-learn: pip install 'sgfbias\[margin\]'"):
         digits(100)
+
+
+@pytest.mark.slow
+def test_a_convolution_goes_to_the_last_nu_as_well():
+    """A small convolution, on which all claims that must hold do."""
+    config = Config(
+        convolution=True, seeds=1, images=20, width=8, nu=760, adam_steps=1500, root_seed=1
+    )
+    study = study_named("margin-digits")
+    dataset = study.run(config)
+    np.testing.assert_allclose(dataset["end_nu"], 760, rtol=1e-3)
+    assert dataset["end_loss"].item() == 0.0
+    assert [claim.statement for claim in study.claims(dataset) if claim.broken] == []
