@@ -72,3 +72,11 @@ def test_a_convolution_goes_to_the_last_nu_as_well():
     np.testing.assert_allclose(dataset["end_nu"], 760, rtol=1e-3)
     assert dataset["end_loss"].item() == 0.0
     assert [claim.statement for claim in study.claims(dataset) if claim.broken] == []
+
+
+def test_an_adam_that_has_not_fitted_is_not_judged():
+    dataset = TestMarginDigits.make()
+    dataset["end_adam_l2"].values[0] = np.nan
+    (row,) = [c for c in study_named("margin-digits").claims(dataset) if c.statement[:4] == "Adam"]
+    assert row.verdict == "not applicable"
+    assert "take more, --adam-steps" in row.reason
