@@ -52,6 +52,7 @@ def test_it_is_0_where_theorem_1_holds_long_before_convergence_and_not_at_anothe
     assert float(fibre_distance(problem, runs, log_alpha=start).relative.min()) > 1e-4
 
 
+@pytest.mark.slow
 def test_sgd_needs_its_offset():
     problem, net = small_problem(), network(0.3)
     runs = sgf.simulate(

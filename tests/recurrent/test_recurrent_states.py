@@ -92,6 +92,7 @@ def test_float32_keeps_the_logs_of_late_lags():
     np.testing.assert_allclose(rec.lyapunov(one, x), [log], rtol=3e-7)
 
 
+@pytest.mark.slow
 def test_an_error_that_rounding_hides_has_its_slope():
     """In float32 the tail against a close teacher may round to 0, but must not lose the
     direction downhill.

@@ -194,6 +194,7 @@ def test_hankel_values_are_those_of_a_long_hankel_matrix(pair):
     np.testing.assert_allclose(rec.hankel_values(student), wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_hankel_values_are_differentiated(pair):
     """Along a direction of A, B and C, against central differences."""
     student, _ = pair
