@@ -46,6 +46,8 @@ hypothesis.settings.register_profile("default", deadline=None, max_examples=20, 
 hypothesis.settings.load_profile("default")
 
 BEGAN = pytest.StashKey()
+LONGEST = ("house", "recurrent", "lazy", "diagonal", "gradients", "core", "meanfield")
+ORDER = {folder: place for place, folder in enumerate(LONGEST)}
 
 
 def pytest_generate_tests(metafunc):
@@ -119,7 +121,8 @@ def leave_for_a_release(items):
     """Of a test with the mark `slow(cases=n)`, mark all cases but n as `release`.
 
     The n cases are those whose names have the least hashes, so they are the same in
-    every run, and those of a product of parameters are mixed.
+    every run, and those of a product of parameters are mixed. A study whose small run is
+    compared with stored digests is run on another draw before a release only.
     """
     cases = defaultdict(list)
     for item in items:
@@ -130,13 +133,16 @@ def leave_for_a_release(items):
         found.sort(key=lambda row: hashlib.sha256(row[0].name.encode()).digest())
         for item, _ in found[found[0][1] :]:
             item.add_marker(pytest.mark.release)
+    for item in items:
+        case = getattr(item, "cls", None)
+        if case is not None and item.function in getattr(case, "drawn", ()) and case.compared():
+            item.add_marker(pytest.mark.release)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Run the folders with long tests first, so that short tests keep all workers busy
-    at the end.
+    """Run the folders with the longest files first, so that short files keep all workers
+    busy at the end: a file is run by one worker.
     """
-    order = {"diagonal": 0, "gradients": 1, "core": 2}
-    items.sort(key=lambda item: order.get(item.path.parent.name, 3))
+    items.sort(key=lambda item: ORDER.get(item.path.parent.name, len(ORDER)))
     leave_for_a_release(items)

@@ -148,6 +148,13 @@ class StudyCase:
             )
         assert golden.differences(expected, golden.small_run(self.study)[1]) == []
 
+    @classmethod
+    def compared(cls):
+        """Whether a small run of its own, apart from that of `options`, is compared."""
+        return cls.make.__func__ is not StudyCase.make.__func__ and (
+            golden.stored(cls.study) is not None
+        )
+
     @property
     def options(self):
         """The run that slow tests judge: the small one if `make` returns it, so that it
@@ -195,3 +202,6 @@ class StudyCase:
                 reserved=("alpha", "problem_seed"),
                 whole=True,
             )
+
+    # The tests that take a run on another draw.
+    drawn = (test_the_claims_hold_in_a_run, test_a_run_has_units_and_is_a_cell_of_a_sweep)

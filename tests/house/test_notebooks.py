@@ -99,7 +99,7 @@ def test_what_must_not_be_stored_is_found(build):
     assert "more than" in of(v4.new_output("display_data", {"image/png": "x" * build.MOST}))[0]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(cases=4)
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
 def test_the_script_runs(script, tmp_path):
     """The script is run as a reader would run it: in its own process without the tests'

@@ -105,7 +105,7 @@ def run_the_blocks(page, folder):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(cases=2)
 @pytest.mark.parametrize("page", ["simulate", "gradients", "sweeps", "noise"])
 def test_the_blocks_of_a_guide_page_run_as_printed(page, tmp_path):
     run_the_blocks(ROOT / "docs" / "guide" / f"{page}.md", tmp_path)
