@@ -322,7 +322,7 @@ def alive(process):
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.slow(cases=1)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_as_a_terminal_or_a_scheduler_sends_it(

@@ -275,7 +275,7 @@ def test_more_flips_than_bits_change_nothing_more():
         np.testing.assert_allclose(still.margin, np.tile(margins(net, x, y), (3, 1)), atol=ROUNDING)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(cases=2)
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("moves", [fourier.BitFlips(), fourier.OneHotSwaps([(0, 1, 2), (4, 5)])])
 def test_parts_of_the_work_give_what_the_whole_gives(monkeypatch, depth, moves):

@@ -50,7 +50,7 @@ def solved(count, kind):
     return json.loads(out.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(cases=1)
 @pytest.mark.parametrize("kind", ["one", "several"])
 def test_two_devices_give_the_numbers_of_one(kind):
     """With one output, and with several."""
