@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,12 +11,9 @@ from sgfbias.core.checks import as_whole
 from sgfbias.core.loss import SoftmaxCrossEntropyLoss
 from sgfbias.core.problem import Problem
 from sgfbias.margin.linear import max_margin
+from sgfbias.study.arrays import load_arrays
 
 IMAGES = 1797
-# What NumPy raises for files that are no archive, an empty one, or a damaged one.
-UNREADABLE = (
-    OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 def read_two_classes(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -33,24 +28,7 @@ def read_two_classes(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     **Raises:** `ValueError` for a file that cannot be read, arrays that do not fit,
     other numbers of classes, and data that no linear classifier separates.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"there is no file {path}; expected a .npz file made by numpy.savez(path, X=X, y=y)"
-        )
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    except UNREADABLE as error:
-        raise ValueError(
-            f"{path} is not a readable .npz file of plain numbers ({error}); make it by "
-            "numpy.savez(path, X=X, y=y)"
-        ) from error
-    if missing := {"X", "y"} - set(arrays):
-        raise ValueError(
-            f"{path} must have X (n, d) and y (n,), but has no {' and no '.join(sorted(missing))}; "
-            f"it has {', '.join(sorted(arrays)) or 'nothing'}"
-        )
+    arrays = load_arrays(path, {"X": "(n, d)", "y": "(n,)"})
     X, y = arrays["X"], arrays["y"]
     if X.ndim != 2 or y.shape != X.shape[:1] or X.dtype.kind not in "fiub":
         raise ValueError(

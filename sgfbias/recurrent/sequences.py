@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.checks import as_float_array, as_whole, check_finite
+from sgfbias.study.arrays import load_arrays
 
 
 class Sequences(eqx.Module):
@@ -132,16 +132,7 @@ def read_sequences(path: str | Path) -> Sequences:
             f"{path} must be a .npz file with X and y, or a .csv file; write "
             "numpy.savez('mine.npz', X=X, y=y)"
         )
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no .npz or .csv file that can be read: {error}") from error
-    if missing := {"X", "y"} - set(arrays):
-        raise ValueError(
-            f"{path} must have X (n, T, i) and y (n, T, o) or (n, o), but has no "
-            f"{' and no '.join(sorted(missing))}; it has {', '.join(sorted(arrays)) or 'nothing'}"
-        )
+    arrays = load_arrays(path, {"X": "(n, T, i)", "y": "(n, T, o) or (n, o)"})
     return Sequences(_as_default(arrays["X"]), _as_default(arrays["y"]))
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+# What NumPy raises for files that are no archive, an empty one, or a damaged one.
+UNREADABLE = (OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 def load_arrays(
@@ -31,20 +35,23 @@ def load_arrays(
     if not path.is_file():
         raise ValueError(f"there is no file {path}; expected a .npz file: {make}")
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path} holds a single array instead of named ones; {make}")
-        with archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable .npz file ({error}); {make}") from error
+        # NumPy leaves a damaged file open if it opened it by itself.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            named = isinstance(archive, np.lib.npyio.NpzFile)
+            arrays = {name: archive[name] for name in archive.files} if named else {}
     except ValueError as error:
+        why = f"is not a readable .npz file ({error}); {make}"
         if "pickle" in str(error).lower():
-            raise ValueError(
-                f"{path} is not a .npz file of plain numbers (it would need unpickling, which is "
+            why = (
+                "is not a .npz file of plain numbers (it would need unpickling, which is "
                 f"refused); {make} from numeric arrays"
-            ) from error
-        raise
+            )
+        raise ValueError(f"{path} {why}") from error
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is not a readable .npz file ({error}); {make}") from error
+    if not named:
+        raise ValueError(f"{path} holds a single array instead of named ones; {make}")
     missing, unknown = set(needed) - set(arrays), set(arrays) - set(needed) - set(optional)
     if missing or unknown:
         wanted = " and ".join(f"{name} {shape}" for name, shape in needed.items())

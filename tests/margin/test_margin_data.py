@@ -20,7 +20,7 @@ def test_two_classes_become_signs(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"X": X}, "has no y; it has X"),
+        ({"X": X}, r"must hold X \(n, d\) and y \(n,\), but holds X; missing: y"),
         ({"X": X, "y": Y[:5]}, r"y has shape \(5,\)"),
         ({"X": X, "y": np.arange(6)}, "must take two values, one for each class, but takes 6"),
         ({"X": np.ones((4, 2)), "y": [1, -1, 1, -1]}, "the data are not separable"),
@@ -37,7 +37,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         read_two_classes(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("no archive")
-    with pytest.raises(ValueError, match="is not a readable .npz file of plain numbers"):
+    with pytest.raises(ValueError, match="is not a .npz file of plain numbers"):
         read_two_classes(tmp_path / "text.npz")
 
 

@@ -143,8 +143,8 @@ def test_sequences_from_files(tmp_path):
         ("none.npz", None, "there is no file"),
         ("text.csv", "a,b\n1,x\n", "a line of names and then lines of numbers"),
         ("short.csv", "a\n1\n2\n", "must have three times or more, but has 2"),
-        ("text.npz", "words", r"is no .npz or .csv file that can be read"),
-        ("other.npz", {"X": x}, "but has no y; it has X"),
+        ("text.npz", "words", "is not a .npz file of plain numbers"),
+        ("other.npz", {"X": x}, "but holds X; missing: y"),
         ("shapes.npz", {"X": x, "y": y[:2]}, r"have shapes \(3, 5, 1\) and \(2, 5, 1\)"),
         ("nan.npz", {"X": x * np.nan, "y": y}, "`inputs` must be finite"),
     ):

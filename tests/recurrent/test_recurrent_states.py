@@ -191,7 +191,7 @@ def test_files_and_rules_that_do_not_fit(tmp_path):
         with pytest.raises(ValueError, match="must be a .npz file with X and y, or a .csv file"):
             rec.read_sequences(tmp_path / name)
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(ValueError, match="is no .npz or .csv file that can be read"):
+    with pytest.raises(ValueError, match="is not a readable .npz file"):
         rec.read_sequences(tmp_path / "broken.npz")
     assert rec.Sequences(np.ones((5, 2)), np.ones(5)).targets.shape == (1, 5, 1)
 
