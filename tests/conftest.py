@@ -121,8 +121,8 @@ def leave_for_a_release(items):
     """Of a test with the mark `slow(cases=n)`, mark all cases but n as `release`.
 
     The n cases are those whose names have the least hashes, so they are the same in
-    every run, and those of a product of parameters are mixed. A study whose small run is
-    compared with stored digests is run on another draw before a release only.
+    every run, and those of a product of parameters are mixed. A study whose small run
+    is compared with stored digests is run on another draw before a release only.
     """
     cases = defaultdict(list)
     for item in items:
@@ -141,8 +141,8 @@ def leave_for_a_release(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Run the folders with the longest files first, so that short files keep all workers
-    busy at the end: a file is run by one worker.
+    """Run the folders with the longest files first, so that short files keep all
+    workers busy at the end: a file is run by one worker.
     """
     items.sort(key=lambda item: ORDER.get(item.path.parent.name, len(ORDER)))
     leave_for_a_release(items)

@@ -48,6 +48,7 @@ def test_the_gap_falls_with_the_step(paths, coordinates):
     assert np.median(paths[coordinates][-1].gap) < 0.03 * size
 
 
+@pytest.mark.slow
 def test_coordinates_agree(paths):
     mirror, log, weights = (paths[c][-1] for c in ("mirror", "log", "weights"))
     np.testing.assert_allclose(mirror.martingale, log.martingale, rtol=1e-8, atol=1e-10)
@@ -55,6 +56,7 @@ def test_coordinates_agree(paths):
     assert np.median(np.abs(mirror.martingale[:, -1] - weights.martingale[:, -1])) < 0.05 * scale
 
 
+@pytest.mark.slow
 def test_the_quadratic_variation_is_that_of_the_martingale(paths):
     v = paths["mirror"][-1]
     square, mean = np.square(v.martingale[:, -1]), np.mean(v.quadratic_variation[:, -1])

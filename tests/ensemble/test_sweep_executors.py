@@ -426,6 +426,7 @@ def test_dask_on_the_command_line_with_a_cell_that_fails(
     assert not {os.getpid()} & experiments.processes("log")
 
 
+@pytest.mark.slow
 def test_worker_processes_keep_compiled_programs_where_their_parent_does(monkeypatch, tmp_path):
     monkeypatch.setattr(kept, "_place", str(tmp_path))
     with sgf.processes(1)() as pool:

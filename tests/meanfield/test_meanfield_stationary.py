@@ -40,6 +40,7 @@ def one_mode(rate, size, keys=1):
     return np.tile(correlation, (keys, 1, 1)), np.tile(response, (keys, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lags", [3, None])
 def test_a_stationary_mode_is_stationary_at_any_lag(lags):
     """Its drop is `size (1 - rate^lag)` and chi is `eta (1 - rate^lag)/(1 - rate)`, so
