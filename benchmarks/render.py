@@ -378,6 +378,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "small": ("Few seeds", few_seeds),
     "bit_attacks": ("Attacks on bits", plain),
     "recurrent_networks": ("Recurrent networks", plain),
+    "mean_field": ("Dynamical mean-field theory", plain),
     "margins": ("Max-margin directions", plain),
     "compile_time": ("Compiling", compile_time),
     "import_time": ("Importing", plain),

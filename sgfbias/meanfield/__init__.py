@@ -6,6 +6,7 @@ choose the examples of a step, with or without memory. For large d its training 
 follow from the law of the data alone.
 """
 
+from sgfbias.meanfield.committee import CommitteeTeacher as CommitteeTeacher
 from sgfbias.meanfield.curves import Curves as Curves
 from sgfbias.meanfield.data import GaussianMixture as GaussianMixture
 from sgfbias.meanfield.error import door_error as door_error

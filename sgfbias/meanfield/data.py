@@ -100,6 +100,13 @@ class AbstractData(eqx.Module):
         """
         return None
 
+    @property
+    def default_outputs(self) -> int | None:
+        """The number K of pre-activations of a law with several directions, where
+        nothing says another.
+        """
+        return self.directions
+
     @abc.abstractmethod
     def bins(self) -> Bins:
         """The spectrum of the covariance."""

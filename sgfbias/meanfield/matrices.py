@@ -34,6 +34,9 @@ def _first(setting: Setting, effective: Effective, start: Any, total: int) -> Ke
     count = bins.values.shape[0]
     gram = jnp.einsum("b,bmn->mn", bins.weights, bins.energies)
     q = overlap @ jnp.linalg.pinv(gram, hermitian=True)
+    if setting.sphere:
+        norm = jnp.sqrt(jnp.diagonal(variance + overlap @ q.T))
+        q, variance = q / norm[:, None], variance / jnp.outer(norm, norm)
     dtype = q.dtype
     same = jnp.zeros((count, total + 1, total + 1, outputs, outputs), dtype)
     same = same.at[:, 0, 0].set(variance)
@@ -217,16 +220,26 @@ def _advance(setting: Setting, kernels: Kernels, moments: Moments, t: Array) -> 
         last = jnp.einsum("bac,bdc->bad", decay, new[:, t])
         return new.at[:, t + 1].set(last + back * memory + kicked[:, t + 1])
 
-    def extended(matrix: Array, noise: Array) -> Array:
-        new = correlated(matrix, noise)
+    same = correlated(kernels.same, moments.noise)
+    other = None if moments.cross is None else correlated(kernels.other, moments.cross)
+    if setting.sphere:  # each output has a sphere of its own
+        along = jnp.einsum("bam,bmn,ban->ba", q_new, bins.energies, q_new)
+        square = jnp.diagonal(same[:, t + 1], axis1=1, axis2=2) + along
+        norm = jnp.sqrt(bins.weights @ square)
+        scale = jnp.where(index == t + 1, jnp.outer(norm, norm), norm[:, None])
+        q_new, same = q_new / norm[:, None], same / scale
+        response = response.at[:, t + 1].divide(norm[:, None])
+        other = None if other is None else other / scale
+
+    def extended(matrix: Array, new: Array) -> Array:
         turned = jnp.swapaxes(new, -1, -2)
         return matrix.at[:, :, t + 1].set(turned).at[:, t + 1].set(new)
 
     return kernels._replace(
         overlaps=q.at[:, t + 1].set(q_new),
         response=response,
-        same=extended(kernels.same, moments.noise),
-        other=None if moments.cross is None else extended(kernels.other, moments.cross),
+        same=extended(kernels.same, same),
+        other=None if other is None else extended(kernels.other, other),
     )
 
 

@@ -99,6 +99,10 @@ class Mixture(AbstractData):
     def directions(self):
         return self.means.shape[1]
 
+    @property
+    def default_outputs(self):
+        return self.classes
+
     def typical(self):
         return np.arange(self.classes)
 

@@ -23,11 +23,11 @@ def count_outputs(data: Any, start: Start, rule: Any, readout: Any, outputs: Any
     """The number K of pre-activations, or None for a law with one direction, whose
     model has one.
 
-    It is `outputs`, or that of the start, or the number of classes.
+    It is `outputs`, or that of the start, or the number of classes or of teachers.
 
     **Raises:** `ValueError` for numbers that do not fit together, for several outputs
-    of a law with one direction, on the sphere, and for a readout of a number of
-    pre-activations that is not said.
+    of a law with one direction, for one that starts at 0 on the sphere, and for a
+    readout of a number of pre-activations that is not said.
     """
     outputs = None if outputs is None else as_whole(outputs, "outputs")
     shapes = (start.overlap.shape, start.variance.shape)
@@ -35,20 +35,17 @@ def count_outputs(data: Any, start: Start, rule: Any, readout: Any, outputs: Any
         if outputs is not None or shapes != ((), ()):
             raise ValueError(
                 f"{type(data).__name__} is for models with one output, so that the start is two "
-                "numbers and `outputs` is left out: write data=Mixture(alpha, means) for several"
+                "numbers and `outputs` is left out: write data=Mixture(alpha, means) or "
+                "CommitteeTeacher(alpha, label, directions=2) for several"
             )
         return None
-    if rule.sphere:
-        raise ValueError(
-            "the sphere is for models with one output: leave out `sphere=True`, or use a ridge"
-        )
     found = [n for n in (outputs, *(shape[0] for shape in shapes if shape)) if n is not None]
     if not found and readout is not None:
         raise ValueError(
             "`readout` is a function of all pre-activations, so that their number is needed: "
             "write outputs=2 for two of them"
         )
-    count = found[0] if found else data.classes
+    count = found[0] if found else data.default_outputs
     wanted = (count, data.directions), (count, count)
     if not all(shape in ((), right) for shape, right in zip(shapes, wanted, strict=True)):
         raise ValueError(
@@ -61,6 +58,15 @@ def count_outputs(data: Any, start: Start, rule: Any, readout: Any, outputs: Any
             "the overlap of a start with several outputs is a matrix of shape "
             f"{wanted[0]}, or 0, but is {float(start.overlap):g}"
         )
+    if rule.sphere and is_concrete(start):
+        overlap, variance = (np.asarray(part) for part in start_matrices(start, *wanted[0]))
+        still = np.flatnonzero(~overlap.any(axis=1) & (np.diagonal(variance) == 0))
+        if still.size:
+            raise ValueError(
+                f"on the sphere no output can start at 0, which has no direction, but output "
+                f"{still[0]} does: give each an overlap or a variance, such as "
+                "start=Start(variance=1.0)"
+            )
     return count
 
 

@@ -26,8 +26,8 @@ class MaskedDescent(eqx.Module):
     - `mask`: `sgfbias.BernoulliMask(b)`, `sgfbias.PersistentMask(b, persistence=q)`, or
       None for all examples at every step.
     - `ridge`: lambda >= 0.
-    - `sphere`: whether w is divided by `|w| / sqrt(d)` after every step. Without ridge
-      only.
+    - `sphere`: whether w is divided by `|w| / sqrt(d)` after every step, with several
+      outputs the weights w_k of each output by `|w_k| / sqrt(d)`. Without ridge only.
 
     **Raises:** `ValueError` for numbers outside these ranges, for a mask of another
     kind, and for a ridge on the sphere.

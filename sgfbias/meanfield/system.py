@@ -87,10 +87,14 @@ class System:
         w = self.start.overlap.astype(v.dtype) * v * (self.d / jnp.sum(jnp.square(v))) + noise
         return w * math.sqrt(self.d) / jnp.linalg.norm(w) if self.rule.sphere else w
 
+    def _projection(self) -> Any:
+        """What puts the model on the sphere after every step."""
+        return Sphere(float(math.sqrt(self.d)))
+
     def _dynamics(self, n: int) -> Any:
         """The algorithm of the core, whose loss is a mean over the n examples."""
         rule = self.rule
-        project = Sphere(float(math.sqrt(self.d))) if rule.sphere else None
+        project = self._projection() if rule.sphere else None
         step_size = rule.step_size * n
         if rule.mask is None:
             return GradientDescent(step_size, project=project)

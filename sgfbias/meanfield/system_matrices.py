@@ -51,7 +51,11 @@ class MatrixSystem(System):
         root = vectors * jnp.sqrt(jnp.maximum(values, 0))
         normal = jax.random.normal(key, (self.outputs, self.d), dtype)
         gram = v @ v.T / self.d
-        return overlap @ jnp.linalg.pinv(gram, hermitian=True) @ v + root @ normal
+        w = overlap @ jnp.linalg.pinv(gram, hermitian=True) @ v + root @ normal
+        return on_spheres(LinearOutputs(w)).w if self.rule.sphere else w
+
+    def _projection(self):
+        return on_spheres
 
     def _response(self, sample, network, key, probe_key):
         """The response (times, times, K, K) of the first replica, by forward
@@ -77,6 +81,13 @@ class MatrixSystem(System):
         # The axes are the kick's step and output, and the time and output that move.
         found = jnp.transpose(jnp.mean(found, axis=2), (2, 0, 3, 1))
         return jnp.pad(found, ((0, 0), (0, 1), (0, 0), (0, 0)))
+
+
+def on_spheres(network: LinearOutputs) -> LinearOutputs:
+    """The model whose weights w_k of each output have the norm sqrt(d)."""
+    w = network.w
+    norms = jnp.linalg.norm(w, axis=-1, keepdims=True)
+    return LinearOutputs(w * (w.shape[-1] ** 0.5 / norms), network.readout)
 
 
 def observed_matrices(data: Any, sample: Sample, weights: Array, readout: Any) -> dict[str, Any]:

@@ -141,8 +141,6 @@ def test_several_outputs_that_do_not_fit():
         solved(outputs=2)
     with refused("GaussianMixture is for models with one output"):
         solved(start=mf.Start([[0.1]]))
-    with refused("the sphere is for models with one output"):
-        several(rule=mf.MaskedDescent(0.1, sphere=True), start=mf.Start(variance=1.0))
     with refused("their number is needed: write outputs=2"):
         several(readout=lambda r: r)
     with refused(r"an overlap of shape \(3, 2\) and a variance of shape \(3, 3\)"):

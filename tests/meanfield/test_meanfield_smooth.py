@@ -154,8 +154,50 @@ def test_numbers_that_a_function_closes_over_are_refused(trace):
         trace(lambda a: solved(sgf.LogisticLoss(), lambda r: a * r))(0.5)
 
 
+class Weighted(sgf.AbstractLoss):
+    """The logistic loss with a weight for each class, in a margin that is scaled."""
+
+    weights: jax.Array
+    sharpness: jax.Array
+
+    def __call__(self, outputs, targets):
+        weight = jnp.where(targets > 0, self.weights[1], self.weights[0])
+        margin = self.sharpness.astype(outputs.dtype) * targets * outputs
+        return weight.astype(outputs.dtype) * jax.nn.softplus(-margin)
+
+
 @pytest.mark.slow
-def test_derivatives_in_numbers_of_a_loss_and_of_a_readout():
+def test_derivatives_in_the_array_of_a_loss_are_those_of_differences():
+    """Each number of the loss, in fixed samples, through curves, correlations and
+    responses, with masks.
+    """
+    rule = mf.MaskedDescent(0.2, sgf.PersistentMask(0.4, persistence=4.0), ridge=0.1)
+
+    def final(loss):
+        curves = mf.solve(
+            MIXTURE,
+            loss,
+            rule,
+            steps=4,
+            samples=100,
+            keys=jax.random.key(2),
+            start=mf.Start(variance=0.3),
+            dtype="float64",
+        )
+        return curves.loss[-1] + jnp.sum(curves.correlation[-1, 2] + curves.response[-1, 0])
+
+    def moved(gap):
+        return final(Weighted(jnp.asarray([0.7, 1.4]) + gap[:2], 1.3 + gap[2]))
+
+    gradient = jax.grad(final)(Weighted(jnp.asarray([0.7, 1.4]), jnp.asarray(1.3)))
+    found = jnp.append(gradient.weights, gradient.sharpness)
+    expected = [(moved(step) - moved(-step)) / 2e-6 for step in 1e-6 * jnp.eye(3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+    assert np.all(np.abs(found) > 0.01)
+
+
+@pytest.mark.slow
+def test_derivatives_in_numbers_of_a_readout():
     """The logistic loss of `a r`, by its chain rule against differences."""
 
     def final(a):

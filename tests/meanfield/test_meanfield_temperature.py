@@ -108,6 +108,39 @@ def test_temperatures_of_least_squares():
     assert float(mf.least_squares_temperature(4.0, 0.05, 1.0).temperature) == 0
 
 
+@pytest.mark.slow
+def test_temperatures_of_theory_and_of_finite_systems_are_the_closed_ones():
+    """At four lags, from a start that is nearly stationary."""
+    alpha, eta, b, waiting, steps, lags = 4.0, 0.05, 0.3, 40, 99, [1, 5, 20, 59]
+    exact = mf.least_squares_temperature(alpha, eta, b)
+    law = mf.LinearTeacher(alpha, label_noise=1.0)
+    rule = mf.MaskedDescent(eta, sgf.BernoulliMask(b))
+    options = {"steps": steps, "start": mf.Start(1.0, 1 / 3)}
+    loss = sgf.SquaredLoss(0.5)
+    theory = mf.solve(law, loss, rule, samples=1000, keys=sgf.seeds(0, 12), **options)
+    heat = mf.effective_temperature(theory, waiting=waiting)
+    slopes = np.stack([heat.slope(lag) for lag in lags], axis=1)
+    runs = mf.simulate(law, loss, rule, d=200, keys=sgf.seeds(0, 12), **options)
+    C = np.asarray(runs.correlation)
+    drops = np.stack([drop(C, waiting, lag) for lag in lags], axis=1)
+    for found, closed in (
+        (slopes, [exact.slope(lag) for lag in lags]),
+        (drops, np.asarray(exact.drop)[np.asarray(lags)]),
+    ):
+        error = found.std(axis=0, ddof=1) / np.sqrt(12)
+        assert np.all(error < 0.05 * np.asarray(closed)), error
+        assert np.all(np.abs(found.mean(axis=0) - closed) < 4 * error), (found.mean(axis=0), closed)
+
+
+def drop(C, waiting, lag):
+    """Half the mean squared distance over a lag, averaged over starts from `waiting`
+    on.
+    """
+    first = np.arange(waiting, C.shape[-1] - lag)
+    last = first + lag
+    return np.mean((C[:, last, last] + C[:, first, first]) / 2 - C[:, last, first], axis=1)
+
+
 def test_closed_forms_refuse_what_has_none():
     with pytest.raises(ValueError, match=r"SGD diverges at the step size 0.9: take .* below 0.22"):
         mf.least_squares_temperature(4.0, 0.9, 0.3)
