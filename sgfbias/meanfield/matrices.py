@@ -166,11 +166,13 @@ def _moments(
     replicas, total, _, samples = forces.shape
     high = alpha.dtype
     drift = jnp.einsum("kas,sm->am", force, effective.drift) / (replicas * samples)
-    noise = jnp.einsum("kas,kucs->uac", force, forces) / (replicas * samples)
+    # In double precision, for the reason given in step.py.
+    now, exact = force.astype(high), forces.astype(high)
+    noise = jnp.einsum("kas,kucs->uac", now, exact) / (replicas * samples)
     cross = None
     if replicas == 2:
-        crossed = jnp.einsum("kas,kucs->uac", force[::-1], forces) / (replicas * samples)
-        cross = alpha * crossed.astype(high)
+        crossed = jnp.einsum("kas,kucs->uac", now[::-1], exact) / (replicas * samples)
+        cross = alpha * crossed
     index = first + jnp.arange(row.shape[3])
     short = index < t
     if setting.memory is not None:
@@ -181,7 +183,7 @@ def _moments(
     return Moments(
         alpha * drift.astype(high),
         alpha * jnp.mean(stiff, axis=(0, 3)).astype(high),
-        alpha * noise.astype(high),
+        alpha * noise,
         cross,
         memory,
     )

@@ -21,7 +21,7 @@ from sgfbias.core.record import Record
 from sgfbias.core.rules import Plain
 from sgfbias.core.simulate import simulate
 from sgfbias.core.weights import cast
-from sgfbias.meanfield.temperature import AGREEMENT
+from sgfbias.meanfield.temperature import AGREEMENT, may_be_small
 
 LAGS, BEFORE = 20, 10
 
@@ -79,12 +79,10 @@ class NoiseReport(eqx.Module):
 
     @property
     def stationary(self) -> bool:
-        """Whether the mean stationarity ratio is within 10% of 1, or within three
-        standard errors of that.
+        """Whether the mean stationarity ratio is within 10% of 1, or its 99% interval
+        over the runs reaches there.
         """
-        ratio = np.asarray(self.stationarity)
-        error = ratio.std(ddof=1) / ratio.size**0.5 if ratio.size > 1 else 0.0
-        return bool(abs(ratio.mean() - 1) <= AGREEMENT + 3 * error)
+        return may_be_small(np.asarray(self.stationarity) - 1, AGREEMENT)
 
     def __repr__(self) -> str:
         if not is_concrete(self.drop):

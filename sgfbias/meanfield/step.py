@@ -192,11 +192,14 @@ def _moments(
     replicas, total, samples = forces.shape
     high = alpha.dtype
     drift = jnp.mean(force * effective.drift)
-    noise = jnp.mean(jnp.einsum("kus,ks->ku", forces, force), axis=0) / samples
+    # A sum in single precision is not positive semidefinite, nor the correlation with
+    # it, and the small pivots of smooth paths would amplify that error.
+    exact = forces.astype(high)
+    noise = jnp.mean(jnp.einsum("kus,ks->ku", exact, force.astype(high)), axis=0) / samples
     cross = None
     if replicas == 2:
-        crossed = jnp.einsum("kus,ks->ku", forces, force[::-1])
-        cross = alpha * (jnp.mean(crossed, axis=0) / samples).astype(high)
+        crossed = jnp.einsum("kus,ks->ku", exact, force[::-1].astype(high))
+        cross = alpha * jnp.mean(crossed, axis=0) / samples
     index = first + jnp.arange(row.shape[1])
     short = index < t
     if setting.memory is not None:
@@ -206,7 +209,7 @@ def _moments(
     return Moments(
         alpha * drift.astype(high),
         alpha * jnp.mean(stiff).astype(high),
-        alpha * noise.astype(high),
+        alpha * noise,
         cross,
         memory,
     )

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from scipy.stats import t as student
 
 from sgfbias.core.checks import as_real, as_whole, check_positive, is_concrete
 from sgfbias.meanfield.curves import Curves
@@ -17,6 +18,7 @@ from sgfbias.meanfield.precision import double, returned
 # less than this share, and if the drift is less than this share of the mean squared
 # distance.
 AGREEMENT = 0.1
+LEVEL = 0.99
 
 
 class Temperature(eqx.Module):
@@ -61,15 +63,17 @@ class Temperature(eqx.Module):
         """Whether nothing shows that the state still changes: the temperatures of the
         two halves of the window, as means over keys, differ by less than 10%, and the
         absolute value of the mean drift is less than 10% of the mean squared distance
-        at the longest lag, which is twice the drop. Either may be larger by three of
-        its standard errors. A closed form is stationary.
+        at the longest lag, which is twice the drop. Either may be larger by the
+        99% interval of its mean over keys. A closed form is stationary.
         """
         if self.halves is None or self.drift is None:
             return True
         early, late = np.moveaxis(np.asarray(self.halves), -1, 0)
         drop = np.abs(np.asarray(self.drop)[..., -1])
-        return _small(early - late, AGREEMENT * np.mean(np.maximum(early, late))) and _small(
-            np.asarray(self.drift), AGREEMENT * 2 * np.mean(drop)
+        drift = np.asarray(self.drift)
+        least = np.mean(np.maximum(early, late))
+        return may_be_small(early - late, AGREEMENT * least) and may_be_small(
+            drift, AGREEMENT * 2 * np.mean(drop)
         )
 
     def __repr__(self) -> str:
@@ -86,13 +90,16 @@ class Temperature(eqx.Module):
         )
 
 
-def _small(values: Any, scale: float) -> bool:
-    """Whether the mean of values over keys is below a scale, up to three standard
-    errors.
+def may_be_small(values: Any, scale: float) -> bool:
+    """Whether the absolute mean of values over keys may be below a scale, by its 99%
+    interval of Student's t, which allows for few keys.
     """
     values = np.atleast_1d(values)
-    error = values.std(ddof=1) / values.size**0.5 if values.size > 1 else 0.0
-    return bool(abs(values.mean()) <= scale + 3 * error)
+    error = 0.0
+    if values.size > 1:
+        width = student.ppf((1 + LEVEL) / 2, values.size - 1)
+        error = width * values.std(ddof=1) / values.size**0.5
+    return bool(abs(values.mean()) <= scale + error)
 
 
 def effective_temperature(curves: Curves, waiting: Any, *, lags: Any = None) -> Temperature:

@@ -31,7 +31,7 @@ class TestNetworks(StudyCase):
             "two runs stay together",
         ),
         "shares that do nothing": ("distance", at(3, 0.01), "Smaller shares"),
-        "memories that do nothing": ("distance", at(6, 0.01), "longer memories"),
+        "memories that do nothing": ("distance", at(6, 0.01), "long memories"),
         "another response": ("response", lambda v: 1.01 * v, "after one step is the step size"),
         "shared masks that separate": ("shared", lambda v: v + 1e-6, "that share their masks"),
     }

@@ -154,6 +154,37 @@ def test_masks_without_memory_are_independent_masks():
     assert other > 1.5 * one
 
 
+@pytest.mark.parametrize("directions", [None, 2])
+def test_the_correlation_of_smooth_paths_is_positive_semidefinite(directions):
+    """With full batches paths are smooth, so nearly all eigenvalues of the correlation
+    are 0 up to rounding. That of single precision in the sum over effective examples
+    lets a few solutions in a hundred run away.
+    """
+    data, options = mf.LinearTeacher(4.0, label_noise=1.0), {}
+    if directions:
+        data = mf.CommitteeTeacher(4.0, lambda h: h[0] - h[1], directions=2)
+        options = {"readout": lambda r: r[0] - r[1], "outputs": 2}
+    found = mf.solve(
+        data,
+        SQUARE,
+        mf.MaskedDescent(0.05),
+        steps=40,
+        samples=300,
+        keys=sgf.seeds(0, 2),
+        start=mf.Start(variance=0.01),
+        **options,
+    )
+    correlation, overlap = np.asarray(found.correlation), np.asarray(found.overlap)
+    if directions:  # one matrix of all times and outputs
+        size = 41 * directions
+        correlation = correlation.transpose(0, 1, 3, 2, 4).reshape(2, size, size)
+        overlap = overlap.reshape(2, size, directions)
+    else:
+        overlap = overlap[..., None]
+    values = np.linalg.eigvalsh(correlation - overlap @ overlap.mT)
+    assert np.all(values[:, 0] > -1e-13 * values[:, -1]), values[:, 0]
+
+
 def test_the_response_is_causal_and_the_correlation_symmetric():
     found = small(mf.MaskedDescent(0.2, sgf.PersistentMask(0.4, persistence=4.0)))
     assert np.all(np.triu(np.asarray(found.response)) == 0)

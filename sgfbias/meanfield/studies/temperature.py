@@ -325,7 +325,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             f"steps, {'' if ds['stationary'].values[base] else 'not '}stationary after "
             f"{config.waiting}",
             tolerance="temperatures of half windows that agree within 10%, and drifts below 10%, "
-            "beyond three standard errors",
+            "beyond Student's t at 99%",
             holds=not ds["early_stationary"].item() and bool(ds["stationary"].values[base]),
         ),
     ]
