@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.coordinates import WithMemory
+from sgfbias.core.direct import direct
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.iteration import Iteration, IterationTerm
 from sgfbias.core.project import check_project
@@ -133,7 +134,7 @@ class AbstractDescent(AbstractDynamics):
         **Raises:** `ValueError` that says what fits.
         """
         if self.sampling is not None:
-            self.sampling.check(n)
+            direct(self.sampling).check(n)
 
     def schedules(self):
         return (*super().schedules(), *((self.label_noise,) if callable(self.label_noise) else ()))

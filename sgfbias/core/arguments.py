@@ -17,6 +17,7 @@ from sgfbias.core.brownian import check_keys
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.checks import as_float, as_whole, check_positive, shown
 from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.direct import direct
 from sgfbias.core.dynamics import FLOW_TIME, AbstractDynamics
 from sgfbias.core.problem import Problem
 from sgfbias.core.schedule import Clock, UntilTime
@@ -30,7 +31,7 @@ def check_model(network: Any, problem: Problem) -> None:
     **Raises:** `ValueError` that says what does not fit.
     """
     try:
-        outputs = shapes_of(problem.outputs, network)
+        outputs = shapes_of(_outputs, problem, network)
     except Exception as error:  # a user's model can raise anything
         coupled = "unbound axis name" in str(error)
         raise ValueError(
@@ -48,8 +49,13 @@ def check_model(network: Any, problem: Problem) -> None:
             f"the model {type(network).__name__} must return one array per example, but returns "
             f"{type(outputs).__name__}"
         )
-    problem.loss.check(jax.ShapeDtypeStruct(outputs.shape, problem.dtype), problem.targets)
-    problem.check_network(network)
+    direct(problem.loss).check(jax.ShapeDtypeStruct(outputs.shape, problem.dtype), problem.targets)
+    direct(problem).check_network(network)
+
+
+def _outputs(problem: Problem, network: Any) -> Any:
+    """The outputs of `network` on the inputs of the problem."""
+    return problem.outputs(network)
 
 
 def check_sampled(dynamics: AbstractDynamics, problem: Problem) -> None:
@@ -142,7 +148,7 @@ def converged_below(problem: Problem, least: float | None, stop: float | None) -
     bound, also for a `stop` that is not positive, or that this precision cannot
     resolve.
     """
-    floor = problem.resolution()
+    floor = direct(problem).resolution()
     stop = None if stop is None else as_float(stop, "stop")
     if stop is None and problem.penalty is not None:
         return None
@@ -207,7 +213,7 @@ def count_steps(steps: Any, t1: Any, dynamics: AbstractDynamics, clock: Clock) -
             f"the step size ends after {clock.step_size.steps} iterations (UntilTime), but the "
             f"run has {steps} steps: give both the same `steps`"
         )
-    fine = dynamics.brownian_steps(steps)
+    fine = direct(dynamics).brownian_steps(steps)
     if fine >= 2**31:
         many = f"{fine:,}" if fine < 10**15 else f"about 10^{len(str(fine)) - 1}"
         raise ValueError(

@@ -58,10 +58,13 @@ def seeds(start: int, stop: int | None = None, *, root: int = 0) -> Array:
         raise ValueError(
             f"seeds(start, stop) needs 0 <= start < stop, but got start={start}, stop={stop}"
         )
-    base = jax.random.key(root)
-    return jax.vmap(lambda i: jax.random.fold_in(base, i))(
-        jnp.asarray(np.arange(first, last, dtype=np.uint32))
-    )
+    return _folded(jax.random.key(root), np.arange(first, last, dtype=np.uint32))
+
+
+@jax.jit
+def _folded(key: Array, indices: Array) -> Array:
+    """The key of each index, in one program."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
 
 def check_key(key: Any) -> Array:

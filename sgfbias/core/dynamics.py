@@ -134,11 +134,8 @@ class AbstractDynamics(eqx.Module):
 
         They may close over values that are being differentiated.
         """
-        return (
-            (self.clock.step_size,)
-            if self.clock is not None and callable(self.clock.step_size)
-            else ()
-        )
+        clock = self.clock
+        return () if clock is None or not callable(clock.step_size) else (clock.step_size,)
 
     def rows_per_step(self, n: int) -> int:
         """The number of examples, out of n, on which one step evaluates the model."""

@@ -6,8 +6,6 @@ differentiated is two nested scans.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,8 +36,12 @@ from sgfbias.core.weights import CoordinatesOf
 MAX_CHUNK = 65_536
 
 
-class Engine(eqx.Module):
-    """Everything that one compiled chunk needs besides the states of the seeds."""
+class Engine(NamedTuple):
+    """Everything that one compiled chunk needs besides the states of the seeds.
+
+    It is no Equinox module, because it is made in every run, and making a module takes
+    longer than a short run.
+    """
 
     dynamics: AbstractDynamics
     coordinates: AbstractCoordinates
@@ -47,21 +49,26 @@ class Engine(eqx.Module):
     solver: dfx.AbstractSolver
     observe: Observe
     # Loss at which a seed is frozen; -inf never freezes one.
-    stop: Array
+    stop: np.ndarray
     # Steps between checkpoints of a run that is differentiated; None for a plain run.
-    block: int | None = eqx.field(static=True)
+    block: int | None
     # The kernel that replaces the loop over steps, if there is one.
     fused: AbstractFused | None = None
     # With `fused`, the number of seeds that are observed at a time.
-    group: int | None = eqx.field(static=True, default=None)
+    group: int | None = None
     # Gives the coordinates of a start, if every seed has a start of its own.
     coordinates_of: CoordinatesOf | None = None
     # How matrix products are mapped over the seeds of a tile, see `map_seeds`.
-    how: Steady | None = eqx.field(static=True, default=None)
+    how: Steady | None = None
     # The transpose of the inputs as a matrix of its own, for faster products.
     transposed: Array | None = None
     # What is added up along the run besides the loss.
     along: Along | None = None
+
+    @property
+    def freezes(self) -> bool:
+        """Whether there is a loss at which a seed is frozen."""
+        return bool(self.stop > -np.inf)
 
     def transpose(self) -> tuple[Any, Any] | None:
         """The inputs and their transpose, if there is one."""
@@ -72,9 +79,7 @@ class Engine(eqx.Module):
         if start is None or self.coordinates_of is None:
             return self
         coordinates = self.coordinates_of(start)
-        return dataclasses.replace(
-            self, coordinates=coordinates, observe=self.observe.within(coordinates)
-        )
+        return self._replace(coordinates=coordinates, observe=self.observe.within(coordinates))
 
     def start(self, network: Any, key: Array | None) -> Any:
         """The state before the first step.
@@ -200,9 +205,9 @@ class Engine(eqx.Module):
 
 
 def products_in(
-    engine: Engine, finish: Observe, network: Any, key: Array, start: Any
+    engine: Engine, finish: Observe, network: Any, key: jax.ShapeDtypeStruct, start: Any
 ) -> frozenset[Product] | None:
-    """The matrix products in a run that depend on the seed.
+    """The matrix products in a run that depend on the seed, given the shape of a key.
 
     None if it has operations whose dependence on the size of a tile is not known.
     """
@@ -321,12 +326,7 @@ def run_tile(
         )
         outputs.append(values)
         report(1)
-        if (
-            is_concrete(engine.stop)
-            and float(engine.stop) > -math.inf
-            and is_concrete(state[2])
-            and not bool(jnp.any(state[2]))
-        ):
+        if engine.freezes and is_concrete(state[2]) and not np.any(np.asarray(state[2])):
             last = jax.tree.map(
                 lambda v: jax.lax.slice_in_dim(v, v.shape[axis] - 1, v.shape[axis], axis=axis),
                 values,
@@ -368,7 +368,7 @@ def map_tiles(
         and is_concrete((engine, network, tiles))
     )
     first = tiles[0].keys
-    if threads and first is not None and is_thread_safe(engine.step, network, first[0]):
+    if threads and first is not None and is_thread_safe(Engine.step, engine, network, first[0]):
         # Running pieces of no steps compiles the program once, instead of once per
         # thread.
         state = _start(engine, network, tiles[0])

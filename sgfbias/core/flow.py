@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from sgfbias.core.brownian import BROWNIAN_STREAM, StepBrownianPath, is_shape
 from sgfbias.core.checks import as_whole, is_concrete
+from sgfbias.core.direct import direct
 from sgfbias.core.dynamics import (
     AbstractDeterministicFlow,
     AbstractDynamics,
@@ -331,7 +332,7 @@ class StochasticGradientFlow(AbstractDynamics):
         return merge({"li2017": equation}, self.noise.references, scheme)
 
     def check(self, n):
-        self.noise.check(n)
+        direct(self.noise).check(n)
 
     def schedules(self):
         return (*super().schedules(), *((self.noise.at,) if self.noise.is_scheduled else ()))

@@ -5,6 +5,7 @@ A run is cut into pieces of steps, and is observed after every piece.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ from sgfbias.core.checks import as_float_array, as_whole
 # The stopping criterion is checked at recorded steps, and at multiples of this number.
 CHECK_EVERY = 1024
 MOST_TIMES = 10**7
+# A call that is repeated records and cuts the same run again. What was found for runs
+# of up to this many pieces is kept.
+MOST_KEPT = 10_000
 
 
 def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:
@@ -33,8 +37,7 @@ def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:
             raise ValueError(
                 f"the number of recorded times must be at least 2 (start and end), but is {times}"
             )
-        spaced = np.round(np.geomspace(1, steps, max(int(times) - 1, 1))).astype(np.int64)
-        return np.unique(np.concatenate([[0], spaced, [steps]]))
+        return (_spaced if times <= MOST_KEPT else _spaced.__wrapped__)(times, steps)
     wanted = _increasing(times)
     if clock.width is None:
         begins = np.asarray(clock.times(np.arange(steps + 1), dtype), np.float64)
@@ -55,6 +58,19 @@ def step_grid(times: Any, steps: int, clock: Any, dtype: Any) -> np.ndarray:
             f"is {wanted[-1]:g}"
         )
     return np.unique(grid)
+
+
+@functools.lru_cache(maxsize=16)
+def _spaced(times: int, steps: int) -> np.ndarray:
+    """At most `times` log-spaced steps from 0 to `steps`."""
+    spaced = np.round(np.geomspace(1, steps, max(times - 1, 1))).astype(np.int64)
+    return _kept(np.unique(np.concatenate([[0], spaced, [steps]])))
+
+
+def _kept(array: np.ndarray) -> np.ndarray:
+    """The array, which nobody can write to any more, as it is kept."""
+    array.flags.writeable = False
+    return array
 
 
 def _scheduled_grid(wanted: np.ndarray, begins: np.ndarray) -> np.ndarray:
@@ -181,7 +197,17 @@ def cut(
     and not at the boundaries of chunks, so that results do not depend on `chunk`. With
     `one_row` all pieces are in one row without padding.
     """
-    looks = set(recorded.tolist()) | ({*range(0, steps, CHECK_EVERY), steps} if stopping else set())
+    pieces = recorded.size + steps // min(chunk, CHECK_EVERY if stopping else chunk)
+    answer = _cut if pieces <= MOST_KEPT else _cut.__wrapped__
+    return answer(recorded.astype(np.int64).tobytes(), steps, chunk, stopping, one_row)
+
+
+@functools.lru_cache(maxsize=16)
+def _cut(recorded: bytes, steps: int, chunk: int, stopping: bool, one_row: bool) -> Segments:
+    """The answer of `cut`, for the recorded steps as the bytes of their array."""
+    looks = set(np.frombuffer(recorded, np.int64).tolist())
+    if stopping:
+        looks |= {*range(0, steps, CHECK_EVERY), steps}
     marks = {0, steps // 4, steps // 2, steps}
     ends = np.array(sorted(looks | marks | set(range(0, steps, chunk))), dtype=np.int64)
     starts = np.concatenate([[0], ends[:-1]])
@@ -198,4 +224,5 @@ def cut(
     check = np.zeros(shape, bool)
     start[row, column], length[row, column] = starts, ends - starts
     check[row, column] = np.isin(ends, sorted(looks))
-    return Segments(start, length, check, ends, np.stack([row, column], axis=1))
+    where = np.stack([row, column], axis=1)
+    return Segments(*map(_kept, (start, length, check, ends, where)))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.direct import direct
 
 
 class AbstractNetwork(eqx.Module):
@@ -112,19 +113,19 @@ def declares(network: Any, what: str) -> dict[str, Any]:
 
     A plain module declares nothing.
     """
-    return getattr(network, what)() if isinstance(network, AbstractNetwork) else {}
+    return getattr(direct(network), what)() if isinstance(network, AbstractNetwork) else {}
 
 
 def declared_trainable(network: Any) -> Any:
     """Which arrays of a network are its parameters by its own declaration, or None if
     it declares nothing.
     """
-    return network.trainable() if isinstance(network, AbstractNetwork) else None
+    return direct(network).trainable() if isinstance(network, AbstractNetwork) else None
 
 
 def always_recorded(network: Any) -> tuple[str, ...]:
     """The observables of a network that are recorded whatever else is asked for."""
-    return network.always_recorded() if isinstance(network, AbstractNetwork) else ()
+    return direct(network).always_recorded() if isinstance(network, AbstractNetwork) else ()
 
 
 def with_path_sums(network: Any) -> AbstractNetwork:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -83,7 +83,7 @@ def values_of(functions: Mapping[str, Any], network: Any) -> dict[str, Array]:
     return values
 
 
-class Observe(eqx.Module):
+class Observe(NamedTuple):
     """Computes the observables of a state `(position, integral)`.
 
     They are the loss, the loss integral, other totals of the run, and `functions` of
@@ -95,13 +95,13 @@ class Observe(eqx.Module):
     problem: Problem
     functions: dict[str, Callable | None]
     # Whether the state is the last one of a run.
-    last: bool = eqx.field(static=True, default=False)
+    last: bool = False
     # The dynamics, if they have observables.
     dynamics: Any = None
 
     def within(self, coordinates: AbstractCoordinates) -> Observe:
         """The same observables in other coordinates."""
-        return Observe(coordinates, self.problem, self.functions, self.last, self.dynamics)
+        return self._replace(coordinates=coordinates)
 
     def __call__(self, state: Any, step: Any = None) -> dict[str, Array]:
         """The observables of `state`.

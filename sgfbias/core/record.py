@@ -10,6 +10,7 @@ from jaxtyping import Array
 from sgfbias.core.along import Along
 from sgfbias.core.cached import shapes_of
 from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.direct import direct
 from sgfbias.core.dynamics import FLOW_TIME
 from sgfbias.core.names import did_you_mean
 from sgfbias.core.network import always_recorded, declares
@@ -93,7 +94,7 @@ def as_record(record: Any) -> Record:
 
 def declared_observables(network: Any, problem: Any) -> dict[str, Callable[[Any], Array]]:
     """The observables that the network and the problem declare, by name."""
-    return {**declares(network, "observables"), **problem.observables(network)}
+    return {**declares(network, "observables"), **direct(problem).observables(network)}
 
 
 def choose_observables(
@@ -255,7 +256,7 @@ def _check_name(
 
 def _check_dimensions(values: Mapping[str, Any], network: Any, problem: Any) -> None:
     """Refuse an observable that is called like a dimension of another one."""
-    dims = {**declares(network, "dims"), **problem.dims()}
+    dims = {**declares(network, "dims"), **direct(problem).dims()}
     for name, value in values.items():
         rank = len(getattr(value, "shape", ()))
         for dimension in dims.get(name) or [f"{name}_{k}" for k in range(rank)]:

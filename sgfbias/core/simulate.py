@@ -22,7 +22,8 @@ from sgfbias.core.arguments import (
 )
 from sgfbias.core.brownian import check_keys
 from sgfbias.core.cached import shapes_of
-from sgfbias.core.checks import as_whole, is_concrete, shown
+from sgfbias.core.checks import as_whole, is_concrete, on_device, shown
+from sgfbias.core.direct import direct
 from sgfbias.core.dynamics import AbstractDynamics
 from sgfbias.core.engine import MAX_CHUNK
 from sgfbias.core.fused import check_choice, choose_fused
@@ -35,7 +36,7 @@ from sgfbias.core.record import as_record, choose_along, choose_observables
 from sgfbias.core.run import Raw, Run
 from sgfbias.core.stale import drop_stale_programs
 from sgfbias.core.starts import Drawn, Stacked, Starts, starts_of
-from sgfbias.core.stepped import closes_over_traced, numbers, run_stepped, starts_in_tiles
+from sgfbias.core.stepped import closes_over_traced, run_stepped, starts_in_tiles, state_size
 from sgfbias.core.trajectory import Trajectory, classify
 from sgfbias.core.weights import CoordinatesOf, cast, check_real, coordinates_for
 
@@ -157,7 +158,7 @@ def simulate(
             "`network` must be an Equinox module that maps one example to its output, but is "
             f"{type(network).__name__}"
         )
-    dynamics.check(problem.n)
+    direct(dynamics).check(problem.n)
     if record.path_sums:
         if starts is not None:
             raise ValueError(
@@ -175,19 +176,19 @@ def simulate(
     plain = coordinates_for(
         network, problem, dynamics, coordinates, trainable=trainable, microbatch=microbatch
     )
-    dynamics = dynamics.suited(plain, network, problem)
-    moving = dynamics.state_coordinates(plain)
+    dynamics = direct(dynamics).suited(plain, network, problem)
+    moving = direct(dynamics).state_coordinates(plain)
     if declares_itself:
         check_model(network, problem)
     check_perturbation(dynamics, network, problem)
     check_penalty(dynamics, moving, network, problem)
     if solver is None:
-        solver = dynamics.default_solver(problem.dtype, numbers(shapes_of(moving.encode, network)))
+        solver = direct(dynamics).default_solver(problem.dtype, state_size(moving, network))
     name = str(coordinates or moving.name)
     # With a penalty, the run does not aim at the least loss.
-    least = None if problem.penalty is not None else problem.least_loss(network)
+    least = None if problem.penalty is not None else direct(problem).least_loss(network)
     tolerance = converged_below(problem, least, stop)
-    own = shapes_of(_own_values, dynamics, moving, network, problem)
+    own = _own_shapes(dynamics, moving, network, problem)
     adding = dynamics if own else None
     series, finals = choose_observables(record, network, problem, own)
     along = choose_along(record, network, problem, dynamics, moving, finals, own)
@@ -258,7 +259,10 @@ def simulate(
         may_stall=may_stall,
         gave_up=raw.gave_up,
     )
-    status = dynamics.judge(status, raw.final, raw.times[-1])
+    # Neither of these is part of the result.
+    raw, status = on_device((raw._replace(finite=None, first_loss=None), status))
+    if type(dynamics).judge is not AbstractDynamics.judge:
+        status = dynamics.judge(status, raw.final, raw.times[-1])
     return Trajectory(
         series=Named(raw.series),
         final=Named(raw.final),
@@ -277,6 +281,13 @@ def simulate(
         solver=type(solver).__name__,
         own_starts=starts is not None,
     )
+
+
+def _own_shapes(dynamics: Any, coordinates: Any, network: Any, problem: Any) -> dict[str, Any]:
+    """The shapes of the values that the dynamics add to the observables."""
+    if type(dynamics).observables is AbstractDynamics.observables:
+        return {}
+    return shapes_of(_own_values, dynamics, coordinates, network, problem)
 
 
 def _own_values(dynamics: Any, coordinates: Any, network: Any, problem: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +13,9 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.cached import shapes_of
-from sgfbias.core.checks import is_concrete, numpy_for, on_device, outside_traces
+from sgfbias.core.checks import is_concrete, numpy_for, outside_traces
+from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.direct import direct
 from sgfbias.core.engine import Engine, Tile, map_tiles, products_in, run_tile
 from sgfbias.core.fused import choose_fused
 from sgfbias.core.grid import cut, step_grid
@@ -43,7 +44,7 @@ def run_stepped(
     """Run `steps` fixed steps, `chunk` of them at a time.
 
     If every seed has its own start, `starts` has the starts and `coordinates_of` gives
-    their coordinates.
+    their coordinates. Some arrays of the result are NumPy's.
 
     **Raises:** `ValueError` for recorded times that are not on the grid of steps.
     """
@@ -56,9 +57,10 @@ def run_stepped(
     recorded = step_grid(run.times, steps, clock, problem.dtype)
     # A run that is not differentiated needs no checkpoints, and its plain loop compiles
     # faster.
+    schedules = direct(dynamics).schedules()
     held = (
         dynamics,
-        [_at_0(schedule) for schedule in dynamics.schedules()],
+        [_at_0(schedule) for schedule in schedules],
         network,
         problem,
         keys,
@@ -66,9 +68,9 @@ def run_stepped(
     )
     plain = is_concrete(held) and not closes_over_traced(network, problem)
     # Inside any trace nothing that is computed has a value, even if all inputs have.
-    if plain and (outside_traces() or is_concrete(jnp.zeros(()) + 0)):
+    if schedules and plain and (outside_traces() or is_concrete(jnp.zeros(()) + 0)):
         iterations = int(clock.iteration(jnp.int32(steps - 1))) + 1
-        for schedule in dynamics.schedules():
+        for schedule in schedules:
             name = "step_size" if schedule is clock.step_size else "noise"
             check_schedule(schedule, name, iterations)
     block = None if plain else math.ceil(math.sqrt(steps))
@@ -78,7 +80,7 @@ def run_stepped(
     kernel = choose_fused(fused, run, plain=plain, own_starts=starts is not None)
     largest = tile_size(_work(run))
     group = None if kernel is None else largest
-    limit = jnp.asarray(-jnp.inf if run.stop is None else run.stop, problem.dtype)
+    limit = np.asarray(-np.inf if run.stop is None else run.stop, problem.dtype)
     engine = Engine(
         dynamics,
         run.coordinates,
@@ -97,9 +99,9 @@ def run_stepped(
         size *= groups_of(jnp.size(keys), largest, kernel.members)
     elif plain and keys is not None and jax.default_backend() == "cpu":
         if problem.inputs.ndim == 2:
-            engine = dataclasses.replace(engine, transposed=_transposed(problem.inputs))
+            engine = engine._replace(transposed=_transposed(problem.inputs))
         size, how = _members(engine, run, keys, starts, largest)
-        engine = dataclasses.replace(engine, how=how)
+        engine = engine._replace(how=how)
     tiles = _tiles(keys, size, starts, problem.dtype, largest)
     if coordinates_of is not None and isinstance(network, AbstractNetwork):
         _check_starts(coordinates_of, tiles)
@@ -135,9 +137,10 @@ def run_stepped(
             (last - half) / (t_last - t_half + tiny),
         )
     host = numpy_for((times, stopped))
+    stopped = host.asarray(stopped)
     at = host.searchsorted(segments.ends.astype(np.int32), stopped).clip(0, len(segments.ends) - 1)
     reached = host.where(stopped >= 0, host.asarray(times)[at], jnp.inf)
-    raw = Raw(
+    return Raw(
         series=jax.tree.map(lambda v: numpy_for(v).take(v, pick, axis=axis), values),
         final=final if problem.penalty is None else final | {"penalty": values["penalty"][..., -1]},
         networks=networks,
@@ -149,7 +152,6 @@ def run_stepped(
         averages=averages,
         starts=None if starts is None else _join([tile.starts for tile in tiles], keys, seeds),
     )
-    return on_device(raw)
 
 
 def _at_0(schedule: Any) -> Any:
@@ -183,14 +185,19 @@ def _work(run: Run) -> int:
     """
     if run.coordinates.shares_inputs:
         return 3 * math.prod(run.problem.inputs.shape[1:])
-    return numbers(shapes_of(run.coordinates.encode, run.network)) * run.dynamics.rows_per_step(
-        run.problem.n
-    )
+    rows = direct(run.dynamics).rows_per_step(run.problem.n)
+    return state_size(run.coordinates, run.network) * rows
 
 
-def numbers(tree: Any) -> int:
-    """How many numbers the PyTree `tree` holds."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+def state_size(coordinates: AbstractCoordinates, network: Any) -> int:
+    """How many numbers the position of `network` holds."""
+    position = shapes_of(_encoded, coordinates, network)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(position))
+
+
+def _encoded(coordinates: AbstractCoordinates, network: Any) -> Any:
+    """The position of `network`."""
+    return coordinates.encode(network)
 
 
 def _transposed(matrix: Array) -> Array:
@@ -213,7 +220,8 @@ def _members(
         return largest if run.exact else few, None
     arrays = None if starts is None else eqx.filter(starts.first, eqx.is_array)
     own = cast(arrays, run.problem.dtype)
-    products = products_in(engine, run.finish, run.network, keys.reshape(-1)[0], own)
+    key = jax.ShapeDtypeStruct((), keys.dtype)
+    products = products_in(engine, run.finish, run.network, key, own)
     if products is None:
         return largest, None
     return choose(products, few, largest) if run.exact else (few, Steady())
@@ -291,14 +299,17 @@ def starts_in_tiles(run: Run, starts: Starts) -> Any:
 def _join(parts: Sequence[Any], keys: Array | None, seeds: int | None) -> Any:
     """Join the parts of all tiles, without padding.
 
-    A single run has no seed axis.
+    A single run has no seed axis. What is whole already stays on its device, unless
+    tiles are dealt out to several devices.
     """
 
     def one(*leaves: Any) -> Any:
-        if is_key(leaves[0]):  # NumPy has no typed keys
-            return jnp.concatenate(leaves)[:seeds] if seeds is not None else leaves[0][0]
-        if keys is None:
-            return numpy_for(leaves).asarray(leaves[0])
-        return numpy_for(leaves).concatenate(leaves)[:seeds] if seeds is not None else leaves[0][0]
+        leaf = leaves[0]
+        if keys is None or (leaf.shape[0] == seeds and len(jax.local_devices()) == 1):
+            return leaf
+        if is_key(leaf):  # NumPy has no typed keys
+            return jnp.concatenate(leaves)[:seeds] if seeds is not None else leaf[0]
+        host = numpy_for(leaves)
+        return host.concatenate(leaves)[:seeds] if seeds is not None else host.asarray(leaf)[0]
 
     return jax.tree.map(one, *parts)

@@ -50,16 +50,16 @@ STALL_LEVEL = 1e-2
 
 def classify(
     *,
-    finite: Array,
-    loss: Array,
-    first_loss: Array,
+    finite: Any,
+    loss: Any,
+    first_loss: Any,
     tolerance: float | None,
     least: float | None,
-    early: Array,
-    late: Array,
+    early: Any,
+    late: Any,
     may_stall: bool,
     gave_up: Any = False,
-) -> Array:
+) -> Any:
     """The status of each seed. The first of these that applies:
 
     - non-finite: the loss or a parameter is NaN or infinite.
@@ -75,6 +75,8 @@ def classify(
       loss at the start, and not below `early`. Without `may_stall` no seed has this
       status.
     - moving: anything else.
+
+    It is an array of NumPy unless something is traced.
     """
     arrays = finite, loss, first_loss, early, late, gave_up
     host = numpy_for(arrays)
@@ -91,7 +93,7 @@ def classify(
         if tolerance is not None:
             status = host.where(loss <= tolerance, int(Status.CONVERGED), status)
         status = host.where(gave_up, int(Status.GAVE_UP), status)
-        return jnp.asarray(host.where(finite, status, int(Status.NON_FINITE)))
+        return host.where(finite, status, int(Status.NON_FINITE))
 
 
 class Trajectory(eqx.Module):

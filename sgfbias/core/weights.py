@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sgfbias.core.coordinates import AbstractCoordinates
+from sgfbias.core.direct import direct
 from sgfbias.core.network import AbstractNetwork, declared_trainable, evaluate
 
 
@@ -215,7 +216,7 @@ def coordinates_for(
     for `trainable` or `microbatch` with a network that declares its own coordinates.
     """
     own = (
-        network.coordinates(name, problem, dynamics)
+        direct(network).coordinates(name, problem, dynamics)
         if isinstance(network, AbstractNetwork)
         else None
     )

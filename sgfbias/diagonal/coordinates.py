@@ -246,16 +246,20 @@ class Mirror(_DiagonalCoordinates):
     def __init__(self, network: Any, problem: Any, dynamics: Any):
         super().__init__(network, problem, dynamics)
         shapes = covariance_shapes(dynamics.noise, problem)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, problem.dtype), shapes)
-        along_features = jnp.zeros(network.d, problem.dtype)
-        self.template = eqx.tree_at(
-            lambda c: c.rank_one,
-            zeros,
-            None if zeros.rank_one is None else along_features,
-            is_leaf=lambda x: x is None,
+
+        def zeros(shape: Any) -> Array | None:
+            return None if shape is None else jnp.zeros(shape, problem.dtype)
+
+        diagonal, rank_one, features = (
+            None if part is None else part.shape
+            for part in (shapes.diagonal, shapes.rank_one, shapes.features)
         )
-        self.feature_sum = None if zeros.features is None else along_features
-        self.shrink_sum = along_features if getattr(dynamics, "order", 1) == 2 else None
+        along_features = (network.d,)
+        self.template = Covariance(
+            zeros(diagonal), zeros(None if rank_one is None else along_features), zeros(features)
+        )
+        self.feature_sum = zeros(None if features is None else along_features)
+        self.shrink_sum = zeros(along_features if getattr(dynamics, "order", 1) == 2 else None)
 
     def encode(self, network):
         return {

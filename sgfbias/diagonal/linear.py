@@ -5,6 +5,7 @@ several parametrisations.
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -39,7 +40,7 @@ class AbstractLinearNetwork(AbstractNetwork):
 
     def observables(self) -> dict[str, Callable[[Any], Array]]:
         """`beta` and the attributes named in `logs`, each of shape (d,)."""
-        return {name: Read(name) for name in ("beta", *self.logs)}
+        return {name: reader(name) for name in ("beta", *self.logs)}
 
     def dims(self) -> dict[str, tuple[str, ...]]:
         """Dimension names of the observables."""
@@ -59,3 +60,9 @@ class Read(eqx.Module):
 
     def __call__(self, network: AbstractLinearNetwork) -> Array:
         return getattr(network, self.name)
+
+
+@functools.lru_cache(maxsize=64)
+def reader(name: str) -> Read:
+    """The function that reads the attribute `name`."""
+    return Read(name)
