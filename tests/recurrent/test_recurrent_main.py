@@ -49,6 +49,11 @@ class TestRecurrent(StudyCase):
             lambda v: v * (TIMES / TIMES[-1]) ** -0.1,
             "falls as 1/(2 w t)",
         ),
+        "an error that falls a little faster": (
+            "late_error",
+            lambda v: v * (TIMES / TIMES[-1]) ** -0.04,
+            "falls as 1/(2 w t)",
+        ),
         "an error twice as large": ("late_error", lambda v: 2 * v, "falls as 1/(2 w t)"),
         "one tail at all scales": (
             "tail",

@@ -78,7 +78,7 @@ def _scaled(panel: Axes, ds: xr.Dataset, config: Config) -> None:
         rows = [k for k, (name, _) in enumerate(SCALES) if name == kind]
         x, y = found[rows].ravel(), last[rows].ravel()
         panel.plot(x, y, marker, ms=5, color=colour, alpha=0.7, label=kind)
-    ends = np.asarray([1e-10, 1.0])
+    ends = np.asarray([np.nanmin(found), np.nanmax(last)])
     panel.plot(ends, ends, color="grey", linestyle=":", label="equal")
     finish(
         panel,
