@@ -35,6 +35,11 @@ class TestMemory(StudyCase):
             lambda v: v[:, :, :1] + 0 * v,
             "From the length 5 on the error at later lags falls",
         ),
+        "an error that falls too slowly": (
+            "tail",
+            lambda v: v * np.where(np.arange(4)[:, None, None] < 2, 1.0, TIMES**0.4),
+            "From the length 5 on the error at later lags falls",
+        ),
         "a small step": (
             "tail",
             lambda v: np.where(np.arange(4)[:, None, None] < 2, 1e-4 * v, v),

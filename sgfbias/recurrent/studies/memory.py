@@ -49,8 +49,11 @@ LONG = tuple(k for k in LENGTHS if k >= ENOUGH)
 # eigenvalue of the Hessian, about 26 at length 6.
 STEP = 0.05
 # The ratio above which an error counts as resting, and the exponent below which it
-# counts as falling: half of -1, which is reached only at late times.
-RESTS, FALLS = 0.9, -0.5
+# counts as falling. The law has -1, which is reached only at late times: with 12 states
+# the median is about -0.9 in the last tenfold up to t = 5000, and with 8 states up to
+# 2000 it is about -0.8, with an interval up to -0.67. So less is asked for early on.
+RESTS, FALLS, FALLS_EARLY = 0.9, -0.7, -0.5
+LATE, MANY = 5e3, 12  # the time and the number of states from which on FALLS is asked
 BELOW = 40.0  # flow time of the run to the teacher with a negative weight
 GRID = 4001  # atoms of the convex problem that bounds the loss of a negative weight
 REACH = 1.5  # and their largest absolute value
@@ -179,6 +182,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     free_loss, middle = ds["free_loss"].values, np.median(tails[:, :, -1], axis=1)
     step = middle[at[SHORT[-1]]] / middle[at[LONG[0]]]
     least, negative = float(ds["negative_least"]), ds["negative_loss"].values
+    bound = FALLS if config.time >= LATE and config.state >= MANY else FALLS_EARLY
     since = f"from t = {time[begin]:.3g} to {time[-1]:.3g}"
     return [
         claim(
@@ -198,8 +202,8 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             predicted="zero risk there means zero error at all lags",
             measured=f"median slopes of the logarithms {since}: "
             + "; ".join(f"{falls[k]:.2f} at length {k}" for k in LONG),
-            tolerance=f"medians below {FALLS:g} at every length",
-            holds=all(falls[k].value < FALLS for k in LONG),
+            tolerance=f"medians below {bound:g} at every length",
+            holds=all(falls[k].value < bound for k in LONG),
             main=True,
         ),
         claim(
@@ -225,8 +229,8 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             predicted="no fall, at a loss of 0, as its impulse response is no sequence of moments",
             measured=f"median slope of the logarithms {since} {free:.3f}, median loss "
             f"{np.median(free_loss):.1e}",
-            tolerance=f"a median above {FALLS / 2:g} at a median loss below 1e-20",
-            holds=free.value > FALLS / 2 and np.median(free_loss) < 1e-20,
+            tolerance=f"a median above {FALLS_EARLY / 2:g} at a median loss below 1e-20",
+            holds=free.value > FALLS_EARLY / 2 and np.median(free_loss) < 1e-20,
             main=True,
         ),
         control(
