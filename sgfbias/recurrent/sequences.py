@@ -65,9 +65,11 @@ class Sequences(eqx.Module):
                 f"the sequences have {self.longest} steps, so there is no window of {length}: try "
                 "shorter lengths"
             )
-        first, second = jax.random.split(key)
-        which = jax.random.randint(first, (), 0, self.inputs.shape[0])
-        start = jax.random.randint(second, (), 0, self.longest - length + 1)
+        # Both from one draw, as every draw is compiled for every length; a remainder of
+        # 32 bits is even enough.
+        bits = jax.random.bits(key, (2,), jnp.uint32)
+        which = (bits[0] % self.inputs.shape[0]).astype(jnp.int32)
+        start = (bits[1] % (self.longest - length + 1)).astype(jnp.int32)
         if self.targets.ndim == 2:
             start = jnp.full_like(start, self.longest - length)
         window = jax.lax.dynamic_slice_in_dim(self.inputs[which], start, length)

@@ -35,6 +35,11 @@ class TestMemory(StudyCase):
             lambda v: v[:, :, :1] + 0 * v,
             "From the length 5 on the error at later lags falls",
         ),
+        "an error that falls too slowly": (
+            "tail",
+            lambda v: v * np.where(np.arange(4)[:, None, None] < 2, 1.0, TIMES**0.4),
+            "From the length 5 on the error at later lags falls",
+        ),
         "a small step": (
             "tail",
             lambda v: np.where(np.arange(4)[:, None, None] < 2, 1e-4 * v, v),
@@ -85,6 +90,7 @@ def test_the_least_loss_of_positive_measures():
     np.testing.assert_allclose(memory.least_loss(np.asarray([-1.0, 0, 0, 0, 0])), 0.5)
 
 
+LINEAR_CELLS = np.asarray([kind == "linear" for kind, _ in cells.SCALES])
 PENALTY = np.arange(3)[:, None, None, None] == 2
 
 
@@ -138,6 +144,31 @@ class TestCells(StudyCase):
             "mixed lengths up to that of training do much less",
         ),
         "a lag that is guessed": ("lagged_loss", lambda v: 0.5 * v, "needs a lag beyond"),
+        "linear cells that hold alike": (
+            "scaled_loss",
+            lambda v: np.where(LINEAR_CELLS[:, None, None], 1e-9, v),
+            "make a linear cell lose more",
+        ),
+        "small weights that do not hold": (
+            "scaled_loss",
+            lambda v: v * np.where(np.arange(2) == 1, 9.0, 1.0),
+            "make a linear cell lose more",
+        ),
+        "gains of other cells": (
+            "scaled_gain",
+            lambda v: v[::-1],
+            "The loss in training and the memory gain beyond it together",
+        ),
+        "a loss in training that tells all": (
+            "scaled_loss",
+            lambda v: v[..., 1:] * np.asarray([0.5, 1.0]),
+            "The loss in training and the memory gain beyond it together",
+        ),
+        "a gain that does not fall": (
+            "scaled_gain",
+            lambda v: v[..., 32:33] + 0 * v,
+            "the memory gain at lag 0 does not order",
+        ),
     }
     refusals = [
         ({"length": 7}, "length must be even, but is 7"),
@@ -153,13 +184,23 @@ class TestCells(StudyCase):
         linear = np.full((3, 2, SEEDS, 4), 1e-10)
         linear[:2, 1] = [1e-10, 1e-2, 2e-2, 2e-2]
         linear[:2, 0] *= 10
+        # Every cell forgets at a rate of its own. The gain at lag 0 is about 1 for all.
+        many = len(cells.SCALES)
+        rate = np.asarray([3.0, 1.0, 0.2, 0.1, 2.0, 1.5, 0.3, 0.05, 1.2, 0.8, 0.4, 0.15])
+        forgets = -np.arange(64) * rate[:, None] + 0 * NOISE[:2, None, None]
+        forgets[..., 0] = 1e-3 * np.random.default_rng(0).normal(size=(2, many))
+        first = np.where(LINEAR_CELLS, 1e-9, 1e-4) * np.random.default_rng(1).random((2, many))
+        late = np.exp(2 * forgets[..., 8:]).sum(axis=-1)
+        scaled = np.stack([first, first + late], axis=-1)
         rows = {
+            "scaled_loss": (("scaled", "start", "end"), np.moveaxis(scaled, 0, 1)),
+            "scaled_gain": (("scaled", "start", "lag"), np.moveaxis(forgets, 0, 1)),
             "loss": (("task", "arm", "seed", "length"), loss * NOISE[:, None]),
             "horizon": (
                 ("task", "arm", "seed"),
                 np.asarray([[8, 32], [8, 16], [64, 64]])[..., None] + np.zeros(SEEDS),
             ),
-            "gain": (("task", "arm", "lag"), np.zeros((3, 2, 96))),
+            "gain": (("task", "arm", "lag"), np.zeros((3, 2, 64))),
             "lagged_loss": (("seed",), NOISE),
             "linear_loss": (("linear", "radius", "seed", "length"), linear * NOISE[:, None]),
             "linear_predicted": (("linear", "radius", "seed"), linear[..., -1] * NOISE),
@@ -220,6 +261,48 @@ def test_the_command_line_takes_ones_own_cell_and_sequences(tmp_path):
     lost = run("--cell", "mine:none")
     assert lost.returncode == 2
     assert "cell must be gru, lstm, or MODULE:FUNCTION" in lost.stderr
+
+
+@pytest.mark.parametrize("kind", ["linear", "tanh", "gru"])
+def test_the_family_of_cells_has_the_cells_of_its_kinds(kind):
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    from sgfbias.recurrent.studies.cells.scales import start
+
+    d = 5
+    net = start(kind, 3.0, d, np.random.default_rng(0))
+    cell = jax.tree.map(
+        lambda leaf: leaf.astype(float) if eqx.is_inexact_array(leaf) else leaf, net.cell
+    )
+    x, hidden = jnp.asarray([0.7]), jnp.linspace(-1, 1, d)
+    if kind == "gru":
+        known = eqx.nn.GRUCell(1, d, key=jax.random.key(0))
+        known = eqx.tree_at(
+            lambda c: (c.weight_ih, c.weight_hh, c.bias, c.bias_n),
+            known,
+            (cell.own, cell.recurrent, cell.bias, jnp.zeros(d)),
+        )
+        wanted = known(x, hidden)
+    else:
+        wanted = cell.own[2 * d :] @ x + cell.recurrent[2 * d :] @ hidden + cell.bias[2 * d :]
+        wanted = jnp.tanh(wanted) if kind == "tanh" else wanted
+    np.testing.assert_allclose(cell(x, hidden), wanted, rtol=1e-12)
+    # The factor multiplies what the same numbers give, and nothing else.
+    single = start(kind, 1.0, d, np.random.default_rng(0))
+    np.testing.assert_allclose(net.cell.recurrent, 3 * single.cell.recurrent, rtol=1e-6)
+    np.testing.assert_array_equal(net.cell.own, single.cell.own)
+    assert bool(jnp.all(net.cell.bias == 0)) == (kind == "linear")
+
+
+def test_the_factor_of_a_linear_cell_is_its_spectral_radius_for_many_states():
+    from sgfbias.recurrent.studies.cells.scales import start
+
+    d = 300
+    cell = start("linear", 0.9, d, np.random.default_rng(0)).cell
+    radius = np.abs(np.linalg.eigvals(np.asarray(cell.recurrent[2 * d :]))).max()
+    np.testing.assert_allclose(radius, 0.9, rtol=0.06)
 
 
 def test_a_file_that_is_too_short_is_refused(tmp_path):

@@ -111,9 +111,16 @@ def response(network: LinearRNN) -> Any:
 
 def trained(starts: Any, risk: PopulationRisk, time: float) -> Any:
     """Runs of the gradient flow in Heun's steps."""
-    record = Record(observables=(), times=20)
-    flow = GradientFlow(dt=STEP)
-    return simulate(flow, starts, risk, steps=round(time / STEP), solver=dfx.Heun(), record=record)
+    return simulate(
+        GradientFlow(dt=STEP),
+        starts,
+        risk,
+        steps=round(time / STEP),
+        solver=dfx.Heun(),
+        record=Record(observables=(), times=20),
+        # All starts run together, so their digits need not be those of fewer.
+        exact=False,
+    )
 
 
 def measure(config: Config, log: Log) -> Columns:
@@ -171,6 +178,7 @@ def late(out: Columns, risk: PopulationRisk, config: Config, log: Log) -> None:
         steps=steps,
         solver=dfx.Heun(),
         record=Record(functions, times * LATE_STEP),
+        exact=False,
     )
     shape = (len(LATE_SCALES), config.late_seeds, len(times))
     dims = ("late_scale", "late_seed", "late_time")
@@ -192,7 +200,9 @@ def invariants(out: Columns, risk: PopulationRisk, config: Config, log: Log) -> 
     )
     flow = simulate(GradientFlow(), starts, risk, t1=EXACT, solver=dfx.Tsit5(), record=record)
     steps = round(EXACT / DESCENT_STEP)
-    descent = simulate(GradientDescent(DESCENT_STEP), starts, risk, steps=steps, record=record)
+    descent = simulate(
+        GradientDescent(DESCENT_STEP), starts, risk, steps=steps, record=record, exact=False
+    )
     for name, runs in (("drift", flow), ("descent_drift", descent)):
         Q = np.asarray(runs["Q"])
         out.add(name, ("start",), np.abs(Q - Q[:, :1]).max(axis=(1, 2, 3)), "parameter^2")
@@ -257,6 +267,11 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     wanted_error = 1 / (1 / began + 1 / late_error(w, time[-1] - time[first]))
     ratio = small[:, -1] / np.asarray(wanted_error)
     slopes = np.log(small[:, -1] / began) / np.log(time[-1] / time[first])
+    # At a finite time 1/e_2(0), which is about 200 times 2 w at scale 0.1, makes the
+    # slope less steep: by at most 0.024 from t = 1e4 on in 3,000 draws of 20 states,
+    # and by 0.05 of 12. At earlier times, as at the quick size, it does so by 0.1.
+    is_late = config.state >= 20 and time[first] > 0.99e4
+    steep, flat = (-1.03, -0.97) if is_late else (-1.05, -0.7)
     compared = int(np.argmin(np.abs(time - COMPARED)))
     slow = np.median(values["late_tail"][LATE_SCALES.index(SHOWN)][:, compared])
     wanted = w * GROWTH**CYCLE
@@ -307,8 +322,8 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             measured=f"error at t = {time[-1]:g} over the predicted one {span(ratio, '.3f')}; "
             f"slopes {span(slopes, '.3f')}; scale {LAW:g}",
             tolerance="ratios within 0.05 of 1, as the corrections are of order |A|^2, and slopes "
-            "above -1.05 and below -0.7",
-            holds=np.all(np.abs(ratio - 1) < 0.05) and np.all((slopes > -1.05) & (slopes < -0.7)),
+            f"above {steep:g} and below {flat:g}",
+            holds=np.all(np.abs(ratio - 1) < 0.05) and np.all((slopes > steep) & (slopes < flat)),
             main=True,
         ),
         claim(

@@ -5,16 +5,16 @@ at all lags, and does a Gaussian start recover it at all?
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Annotated, Any
 
 import diffrax as dfx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 from sgfbias import GradientFlow, Record, Stacked, simulate
-from sgfbias.recurrent import LinearRNN, PopulationRisk, sufficient_length, tail
+from sgfbias.recurrent import LinearRNN, PopulationRisk, sufficient_length
 from sgfbias.study import (
     AtLeast,
     Between,
@@ -49,8 +49,11 @@ LONG = tuple(k for k in LENGTHS if k >= ENOUGH)
 # eigenvalue of the Hessian, about 26 at length 6.
 STEP = 0.05
 # The ratio above which an error counts as resting, and the exponent below which it
-# counts as falling: half of -1, which is reached only at late times.
-RESTS, FALLS = 0.9, -0.5
+# counts as falling. The law has -1, which is reached only at late times: with 12 states
+# the median is about -0.9 in the last tenfold up to t = 5000, and with 8 states up to
+# 2000 it is about -0.8, with an interval up to -0.67. So less is asked for early on.
+RESTS, FALLS, FALLS_EARLY = 0.9, -0.7, -0.5
+LATE, MANY = 5e3, 12  # the time and the number of states from which on FALLS is asked
 BELOW = 40.0  # flow time of the run to the teacher with a negative weight
 GRID = 4001  # atoms of the convex problem that bounds the loss of a negative weight
 REACH = 1.5  # and their largest absolute value
@@ -85,6 +88,14 @@ def teacher(shares: Any = SHARES) -> LinearRNN:
     return LinearRNN(np.diag(ATOMS), np.ones((len(ATOMS), 1)), np.asarray(shares)[None])
 
 
+@functools.cache
+def responses(lags: int) -> Any:
+    """A function of a network for its first lags, one object for all runs, which
+    therefore share what is compiled.
+    """
+    return lambda network: network.impulse_response(lags)[:, 0, 0]
+
+
 def measure(config: Config, log: Log) -> Columns:
     """The error beyond the length of training, along every run."""
     keys = config.keys(0, config.seeds)
@@ -94,26 +105,37 @@ def measure(config: Config, log: Log) -> Columns:
     marks = np.unique(np.round(np.geomspace(10, last, 16) / STEP)) * STEP
     found: dict[str, list[Any]] = {"tail": [], "loss": [], "error": []}
 
+    functions = {"h": responses(config.lags)}
+
     def run(kind: str, length: int, wanted: Any, times: np.ndarray) -> Any:
         make = getattr(LinearRNN, kind)
         starts = jax.vmap(
             lambda key: make(key, state=config.state, scale=config.scale, gain=config.gain)
         )(keys)
-        functions = {"tail": lambda n: jnp.sqrt(tail(n, wanted, length, config.lags))}
+        # Shorter sequences are longest ones whose first inputs are 0, so that one
+        # program trains at all lengths.
+        covariance = np.diag((np.arange(LENGTHS[-1])[::-1] < length).astype(float))
         return simulate(
             GradientFlow(dt=STEP),
             Stacked(starts),
-            PopulationRisk(wanted, length),
+            PopulationRisk(wanted, LENGTHS[-1], covariance=covariance),
             steps=round(times[-1] / STEP),
             solver=dfx.Heun(),
             record=Record(functions, times),
+            # All starts run together, so their digits need not be those of fewer.
+            exact=False,
         )
+
+    def beyond(runs: Any, length: int, wanted: LinearRNN) -> np.ndarray:
+        """The root of the energy of the error at later lags, (seeds, times)."""
+        error = np.asarray(runs["h"]) - np.asarray(wanted.impulse_response(config.lags))[:, 0, 0]
+        return np.sqrt(np.square(error[..., length:]).sum(axis=-1))
 
     wanted = teacher()
     for length in LENGTHS:
         log(f"symmetric starts at length {length}")
         runs = run("symmetric", length, wanted, marks)
-        found["tail"].append(np.asarray(runs["tail"]))
+        found["tail"].append(beyond(runs, length, wanted))
         found["loss"].append(np.asarray(runs.final["loss"]))
         first = jax.tree.map(lambda leaf: leaf[0], runs.networks)
         error = first.impulse_response(config.lags) - wanted.impulse_response(config.lags)
@@ -124,7 +146,7 @@ def measure(config: Config, log: Log) -> Columns:
     out.add("error", ("length", "lag"), np.stack(found["error"]), "response")
     log(f"Gaussian starts at length {ENOUGH}")
     runs = run("gaussian", ENOUGH, wanted, marks)
-    out.add("free_tail", ("seed", "time"), np.asarray(runs["tail"]), "response")
+    out.add("free_tail", ("seed", "time"), beyond(runs, ENOUGH, wanted), "response")
     out.add("free_loss", ("seed",), np.asarray(runs.final["loss"]), "loss")
     log("a teacher with a negative weight")
     # At late times rounding leaves the symmetric networks, off which it can be fitted.
@@ -160,6 +182,7 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
     free_loss, middle = ds["free_loss"].values, np.median(tails[:, :, -1], axis=1)
     step = middle[at[SHORT[-1]]] / middle[at[LONG[0]]]
     least, negative = float(ds["negative_least"]), ds["negative_loss"].values
+    bound = FALLS if config.time >= LATE and config.state >= MANY else FALLS_EARLY
     since = f"from t = {time[begin]:.3g} to {time[-1]:.3g}"
     return [
         claim(
@@ -179,8 +202,8 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             predicted="zero risk there means zero error at all lags",
             measured=f"median slopes of the logarithms {since}: "
             + "; ".join(f"{falls[k]:.2f} at length {k}" for k in LONG),
-            tolerance=f"medians below {FALLS:g} at every length",
-            holds=all(falls[k].value < FALLS for k in LONG),
+            tolerance=f"medians below {bound:g} at every length",
+            holds=all(falls[k].value < bound for k in LONG),
             main=True,
         ),
         claim(
@@ -206,8 +229,8 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
             predicted="no fall, at a loss of 0, as its impulse response is no sequence of moments",
             measured=f"median slope of the logarithms {since} {free:.3f}, median loss "
             f"{np.median(free_loss):.1e}",
-            tolerance=f"a median above {FALLS / 2:g} at a median loss below 1e-20",
-            holds=free.value > FALLS / 2 and np.median(free_loss) < 1e-20,
+            tolerance=f"a median above {FALLS_EARLY / 2:g} at a median loss below 1e-20",
+            holds=free.value > FALLS_EARLY / 2 and np.median(free_loss) < 1e-20,
             main=True,
         ),
         control(

@@ -24,6 +24,15 @@ LEVEL = 0.1
 EXAMPLES, BATCH = 4096, 32
 LINEAR_EXAMPLES, LINEAR_RATE = 512, 5e-3
 OWN = "own data"
+# Cells of three kinds that return their last input, and the factors of their recurrent
+# weights at the start; for linear cells, the spectral radius of many states.
+FACTORS_OF = {
+    "linear": (0.1, 0.5, 1.0, 1.3),
+    "tanh": (0.3, 1.0, 4.0, 10.0),
+    "gru": (0.3, 1.0, 4.0, 10.0),
+}
+SCALES = tuple((kind, factor) for kind, factors in FACTORS_OF.items() for factor in factors)
+SCALED = 2  # the number of starts of each of them
 
 
 @dataclasses.dataclass(frozen=True)

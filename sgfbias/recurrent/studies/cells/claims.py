@@ -6,13 +6,25 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.stats import rankdata
 
-from sgfbias.recurrent.studies.cells import ARMS, LEVEL, LINEAR, OWN, RADII, Config
+from sgfbias.recurrent.studies.cells import (
+    ARMS,
+    FACTORS,
+    FACTORS_OF,
+    LEVEL,
+    LINEAR,
+    OWN,
+    RADII,
+    SCALES,
+    Config,
+)
 from sgfbias.study import Claim, claim, control, not_applicable, source
 from sgfbias.study.statistics import LogRatio, arrow, listed, log_ratio, span
 
 COHEN = source("cohenkarlik2022")
 HERE = "measured here"
+ORDERS = 0.8  # the rank correlation above which one number orders cells as another does
 DRAWN = "the sequences are a user's own, and these are the drawn tasks"
 
 
@@ -28,8 +40,11 @@ def claims(ds: xr.Dataset, config: Config) -> list[Claim]:
         _radius(ds),
         _closed_form(ds, config),
         _own(ds, config),
+        *_scaled(ds, config),
+        *_gain(ds, config),
         _mixed_linear(ds),
         _lagged(ds, config),
+        _gain_at_once(ds),
     ]
 
 
@@ -188,6 +203,126 @@ def _own(ds: xr.Dataset, config: Config) -> Claim:
         holds=np.median(mixed) >= np.median(one),
         must_hold=False,
         main=True,
+    )
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation over networks; a constant orders nothing."""
+    ranks = rankdata(a), rankdata(b)
+    return 0.0 if min(map(np.ptp, ranks)) == 0 else float(np.corrcoef(*ranks)[0, 1])
+
+
+def _scaled_losses(ds: xr.Dataset) -> np.ndarray:
+    """The losses of the scaled cells, (cells, starts, ends); infinite where lost."""
+    loss = ds["scaled_loss"].values.astype(np.float64)
+    return np.where(np.isnan(loss), np.inf, loss)
+
+
+def _scaled(ds: xr.Dataset, config: Config) -> list[Claim]:
+    """Larger recurrent weights at the start leave a linear cell that holds less far;
+    whether also a GRU is told, and not claimed.
+    """
+    linear = "Larger recurrent weights at the start make a linear cell lose more on long sequences"
+    gru = "Larger recurrent weights at the start make a GRU lose more on long sequences"
+    if "scaled_loss" not in ds:
+        return [
+            not_applicable(linear, COHEN, DRAWN),
+            not_applicable(gru, HERE, DRAWN, must_hold=False),
+        ]
+    loss = _scaled_losses(ds)
+    ratio = dict(zip(SCALES, np.median(loss[..., 1] / loss[..., 0], axis=1), strict=True))
+
+    def shown(kind: str) -> str:
+        factors = FACTORS_OF[kind]
+        of = arrow([ratio[kind, factor] for factor in factors])
+        longest = FACTORS[-1] * config.length
+        return f"loss at length {longest} over that in training {of} at {listed(factors)}"
+
+    return [
+        claim(
+            linear,
+            COHEN,
+            predicted="what lies beyond the length of training is inherited from the start",
+            measured=f"{shown('linear')} times the weights of radius 1",
+            tolerance="below 2 at 0.1, and above 1000 at 1",
+            holds=ratio["linear", 0.1] < 2 and ratio["linear", 1.0] > 1000,
+        ),
+        claim(
+            gru,
+            HERE,
+            predicted="more, as for a linear cell",
+            measured=f"{shown('gru')} times the usual weights",
+            tolerance="at 4 above twice that at 1",
+            holds=ratio["gru", 4.0] > 2 * ratio["gru", 1.0],
+            must_hold=False,
+        ),
+    ]
+
+
+def _gain(ds: xr.Dataset, config: Config) -> list[Claim]:
+    """The memory gain beyond the length of training says how large the loss on long
+    sequences is, for linear cells, cells with one tanh, and GRUs alike.
+
+    The gain at one late lag does not order cells as the ratio of their loss on long
+    sequences to that in training does, which one may expect. The ratio of two networks
+    with the same memory differs as their losses in training do: a linear cell is fitted
+    to rounding, and a cell that is chaotic at its start is hardly fitted. And among
+    cells that forget, the ratio is about 1, in whatever order chance puts them. So this
+    is told, and not claimed.
+    """
+    text = (
+        "The loss in training and the memory gain beyond it together order cells as their loss "
+        "on long sequences does"
+    )
+    at = FACTORS[-1] * config.length // 2
+    told = f"The memory gain at lag {at} orders cells as the ratio of these losses does"
+    if "scaled_loss" not in ds:
+        return [
+            not_applicable(text, HERE, DRAWN),
+            not_applicable(told, HERE, DRAWN, must_hold=False),
+        ]
+    loss, gain = _scaled_losses(ds), ds["scaled_gain"].values.astype(np.float64)
+    first, last = np.moveaxis(loss, -1, 0)
+    energy = np.sum(np.exp(2 * gain[..., config.length :]), axis=-1)
+    both, alone = (_correlation(row, last) for row in (first + energy, first))
+    ratio = _correlation(gain[..., at], last / first)
+    return [
+        claim(
+            text,
+            HERE,
+            predicted="the loss in training plus the sum of the squared gains at later lags, for "
+            "white inputs and a linear cell",
+            measured=f"rank correlation over {last.size} networks of three kinds with the loss "
+            f"at length {FACTORS[-1] * config.length} {both:.2f}; of the loss in training alone "
+            f"{alone:.2f}",
+            tolerance=f"above {ORDERS:g}, and above that of the loss in training by 0.1",
+            holds=both > max(ORDERS, alone + 0.1),
+        ),
+        claim(
+            told,
+            HERE,
+            predicted="a large gain, a large ratio",
+            measured=f"rank correlation over {last.size} networks {ratio:.2f}",
+            tolerance=f"above {ORDERS:g}",
+            holds=ratio > ORDERS,
+            must_hold=False,
+            reason="the ratio also depends on how well a network is fitted",
+        ),
+    ]
+
+
+def _gain_at_once(ds: xr.Dataset) -> Claim:
+    text = "the memory gain at lag 0 does not order cells as their loss on long sequences does"
+    if "scaled_loss" not in ds:
+        return not_applicable(f"Control: {text}", HERE, DRAWN)
+    found = _correlation(ds["scaled_gain"].values[..., 0], _scaled_losses(ds)[..., 1])
+    return control(
+        text,
+        HERE,
+        predicted="about the same gain, 1, for all cells that are fitted",
+        measured=f"rank correlation {found:.2f}",
+        tolerance=f"at most {ORDERS:g}",
+        holds=found <= ORDERS,
     )
 
 

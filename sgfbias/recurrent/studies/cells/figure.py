@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from sgfbias.recurrent.studies.cells import ARMS, LEVEL, LINEAR, RADII, Config
-from sgfbias.study.plotting import COLOURS, Figure, finish, panels, ticks
+from sgfbias.recurrent.studies.cells import ARMS, FACTORS_OF, LEVEL, LINEAR, RADII, SCALES, Config
+from sgfbias.study.plotting import COLOURS, Axes, Figure, finish, panels, ticks
 
 TASK_COLOURS = (COLOURS["sgf"], COLOURS["sgd"], COLOURS["gd"])
 STYLES = {"one length": "o--", "mixed lengths": "s-", "tail penalty": "^-"}
@@ -14,9 +14,10 @@ STYLES = {"one length": "o--", "mixed lengths": "s-", "tail penalty": "^-"}
 
 def plot(ds: xr.Dataset, config: Config) -> Figure:
     """Draw the loss of cells against the length, with the median horizon, the memory of
-    one of them, and the loss of linear networks.
+    one of them, the loss of linear networks, and, unless the sequences are a user's
+    own, that of scaled cells against what their memory says.
     """
-    figure, (left, middle, right) = panels(columns=3)
+    figure, (left, middle, right, last) = panels(columns=2, rows=2)
     lengths = ds["length"].values
     for t, (task, colour) in enumerate(zip(ds["task"].values, TASK_COLOURS, strict=False)):
         for a, arm in enumerate(ARMS):
@@ -59,4 +60,29 @@ def plot(ds: xr.Dataset, config: Config) -> Figure:
     )
     for panel in (left, right):
         ticks(panel, lengths)
+    if "scaled_loss" not in ds:
+        last.set_axis_off()
+        return figure
+    _scaled(last, ds, config)
     return figure
+
+
+def _scaled(panel: Axes, ds: xr.Dataset, config: Config) -> None:
+    """Draw the loss of scaled cells on long sequences against the loss in training and
+    the energy of their memory gain beyond it, and the line where both are equal.
+    """
+    first, last = np.moveaxis(ds["scaled_loss"].values.astype(np.float64), -1, 0)
+    gain = ds["scaled_gain"].values.astype(np.float64)[..., config.length :]
+    found = first + np.sum(np.exp(2 * gain), axis=-1)
+    for kind, colour, marker in zip(FACTORS_OF, TASK_COLOURS, "o^s", strict=True):
+        rows = [k for k, (name, _) in enumerate(SCALES) if name == kind]
+        x, y = found[rows].ravel(), last[rows].ravel()
+        panel.plot(x, y, marker, ms=5, color=colour, alpha=0.7, label=kind)
+    ends = np.asarray([np.nanmin(found), np.nanmax(last)])
+    panel.plot(ends, ends, color="grey", linestyle=":", label="equal")
+    finish(
+        panel,
+        title="Cells of three kinds that return their last input",
+        x=f"loss at length {config.length} + energy of the gain at later lags",
+        y=f"loss / variance at length {ds['end'].values[-1]}",
+    )

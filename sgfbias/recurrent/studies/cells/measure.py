@@ -15,27 +15,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from sgfbias import (
-    Drawn,
-    OptaxDescent,
     Problem,
     Record,
-    SquaredLoss,
     Stacked,
     simulate,
 )
 from sgfbias.recurrent import (
-    Curve,
     LinearRNN,
     Masked,
     MixedLengths,
     Sequences,
     TailPenalty,
     Unroll,
-    extrapolate,
     memory,
     read_sequences,
     tail,
@@ -54,18 +48,12 @@ from sgfbias.recurrent.studies.cells import (
     RADII,
     Config,
 )
+from sgfbias.recurrent.studies.cells.scales import scaled_cells
 from sgfbias.recurrent.studies.cells.tasks import TASKS, Lagged, Task, echo, examples
+from sgfbias.recurrent.studies.cells.training import MSE, PROBES, adam, curve_of, unstacked
 from sgfbias.study import Columns, Log
 
-MSE = SquaredLoss(scale=1.0)
-PROBES = 32  # sequences over which the gain is averaged
-
-
-@functools.cache
-def adam(rate: float, batch: int | None) -> OptaxDescent:
-    """One object for all runs, which therefore share what is compiled."""
-    clipped = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-    return OptaxDescent(clipped, 1.0, batch, integral="batch" if batch else "full")
+STARTS = 2 * 10**6  # the first key of those that the starts of cells are drawn from
 
 
 @functools.cache
@@ -162,6 +150,7 @@ def measure(config: Config, log: Log) -> Columns:
     gain = np.full((len(tasks), len(ARMS), steps), np.nan)
     for t, (name, task) in enumerate(tasks.items()):
         x, y = examples(task.draw, fit, config.length)
+        probes = examples(task.tested, held[:PROBES], steps)[0]
         for a, rule in enumerate((None, MixedLengths(LEAST, keep=task.keep))):
             log(f"{name}, {ARMS[a]}")
             nets = trained(config, x, y, rule, keys)
@@ -169,7 +158,6 @@ def measure(config: Config, log: Log) -> Columns:
                 curve = curve_of(net, task.tested, lengths, held)
                 loss[t, a, s] = curve.loss / task.variance
                 horizon[t, a, s] = curve.horizon(level=LEVEL * task.variance)
-            probes = examples(task.tested, held[:PROBES], steps)[0]
             gain[t, a] = memory(nets[0], probes).log_gain
     out.add("loss", ("task", "arm", "seed", "length"), loss, "variance of the target")
     out.add("horizon", ("task", "arm", "seed"), horizon, "steps")
@@ -185,6 +173,7 @@ def measure(config: Config, log: Log) -> Columns:
         ]
         found = np.asarray([curve.loss[-1] for curve in curves]) / TASKS["copy"].variance
         out.add("lagged_loss", ("seed",), found, "variance of the target")
+        scaled_cells(out, lengths, config, log)
     linear_networks(out, linear, config, lengths, log)
     return out
 
@@ -192,28 +181,18 @@ def measure(config: Config, log: Log) -> Columns:
 def trained(config: Config, x: Array, y: Array, rule: Any, keys: Array) -> list[Unroll]:
     """The networks of all seeds after training."""
     make = maker(config.cell, x.shape[2] - 1, y.shape[1], config.hidden)
+    own = config.keys(STARTS, STARTS + config.seeds)
     runs = simulate(
         adam(config.rate, BATCH),
-        Drawn(make),
+        # Made one by one: every draw of `Drawn` would be compiled twice.
+        Stacked([make(key) for key in own]),
         Problem(x, y, loss=MSE, perturb=rule),
         keys=keys,
         steps=config.steps,
         record=Record(observables=(), times=2),
+        exact=False,
     )
     return unstacked(runs.networks, len(keys))
-
-
-def unstacked(networks: Any, count: int) -> list[Any]:
-    """The networks of a stack, one by one."""
-    return [
-        jax.tree.map(lambda leaf, s=s: leaf[s] if eqx.is_array(leaf) else leaf, networks)
-        for s in range(count)
-    ]
-
-
-def curve_of(net: Any, task: Any, lengths: tuple[int, ...], keys: Array) -> Curve:
-    """The loss at every length, of which the first is that of training."""
-    return extrapolate(net, task, lengths=lengths, trained=lengths[0], keys=keys, loss=MSE)
 
 
 def linear_networks(
@@ -254,6 +233,7 @@ def linear_networks(
             keys=config.keys(0, len(starts)) if name == LINEAR[1] else None,
             steps=config.steps,
             record=Record(observables=(), times=2),
+            exact=False,
         )
         for n, net in enumerate(unstacked(runs.networks, len(starts))):
             r, s = divmod(n, config.seeds)

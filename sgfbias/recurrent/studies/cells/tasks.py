@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,11 +45,12 @@ def copy(key: Array, length: int) -> tuple[Array, Array]:
 
 def adding(key: Array, length: int) -> tuple[Array, Array]:
     """Uniform values, of which one in each half is marked; the target is their sum."""
-    first, second, third = jax.random.split(key, 3)
-    value = jax.random.uniform(first, (length,), minval=-1.0)
-    early = jax.random.randint(second, (), 0, length // 2)
-    late = jax.random.randint(third, (), length // 2, length)
-    place = jnp.arange(length)
+    # All numbers come from one draw, as every draw is compiled anew for every length.
+    numbers = jax.random.uniform(key, (length + 2,))
+    value, half = 2 * numbers[:length] - 1, length // 2
+    early = jnp.floor(numbers[length] * half)
+    late = half + jnp.floor(numbers[length + 1] * (length - half))
+    place = jnp.arange(length, dtype=value.dtype)
     marked = (place == early) | (place == late)
     return _sequence(value, marked), jnp.sum(jnp.where(marked, value, 0))[None]
 
@@ -57,12 +59,11 @@ def sine(key: Array, length: int) -> tuple[Array, Array]:
     """A sine of random frequency and phase in noise; the target is its last value
     without the noise.
     """
-    first, second, third = jax.random.split(key, 3)
-    frequency = jax.random.uniform(first, (), minval=SLOW, maxval=FAST)
-    phase = jax.random.uniform(second, (), maxval=2 * np.pi)
+    numbers = jax.random.normal(key, (length + 2,))
+    chance = jax.scipy.special.ndtr(numbers[length:])
+    frequency, phase = SLOW + (FAST - SLOW) * chance[0], 2 * np.pi * chance[1]
     clean = jnp.sin(frequency * jnp.arange(length, dtype=frequency.dtype) + phase)
-    noise = NOISE * jax.random.normal(third, (length,))
-    return _sequence(clean + noise, jnp.zeros(length, bool)), clean[-1:]
+    return _sequence(clean + NOISE * numbers[:length], jnp.zeros(length, bool)), clean[-1:]
 
 
 def _sequence(value: Array, marked: Array) -> Array:
@@ -99,6 +100,7 @@ def echo(key: Array, length: int) -> tuple[Array, Array]:
     return value, value[-1]
 
 
+@eqx.filter_jit
 def examples(task: Any, keys: Array, length: int) -> tuple[Array, Array]:
     """Sequences and targets, one for each key."""
-    return jax.jit(jax.vmap(lambda key: task(key, length)))(keys)
+    return jax.vmap(lambda key: task(key, length))(keys)
