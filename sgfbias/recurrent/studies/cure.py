@@ -158,7 +158,6 @@ def measure(config: Config, log: Log) -> Columns:
                 steps=config.steps,
                 record=Record(observables=(), times=20),
                 # All starts run together, so their digits need not be those of fewer.
-                exact=False,
             )
             rows["tail"].append(np.asarray(energy(runs.networks)))
             rows["loss"].append(np.asarray(runs.final["loss"]))

@@ -119,7 +119,6 @@ def trained(starts: Any, risk: PopulationRisk, time: float) -> Any:
         solver=dfx.Heun(),
         record=Record(observables=(), times=20),
         # All starts run together, so their digits need not be those of fewer.
-        exact=False,
     )
 
 
@@ -178,7 +177,6 @@ def late(out: Columns, risk: PopulationRisk, config: Config, log: Log) -> None:
         steps=steps,
         solver=dfx.Heun(),
         record=Record(functions, times * LATE_STEP),
-        exact=False,
     )
     shape = (len(LATE_SCALES), config.late_seeds, len(times))
     dims = ("late_scale", "late_seed", "late_time")
@@ -200,9 +198,7 @@ def invariants(out: Columns, risk: PopulationRisk, config: Config, log: Log) -> 
     )
     flow = simulate(GradientFlow(), starts, risk, t1=EXACT, solver=dfx.Tsit5(), record=record)
     steps = round(EXACT / DESCENT_STEP)
-    descent = simulate(
-        GradientDescent(DESCENT_STEP), starts, risk, steps=steps, record=record, exact=False
-    )
+    descent = simulate(GradientDescent(DESCENT_STEP), starts, risk, steps=steps, record=record)
     for name, runs in (("drift", flow), ("descent_drift", descent)):
         Q = np.asarray(runs["Q"])
         out.add(name, ("start",), np.abs(Q - Q[:, :1]).max(axis=(1, 2, 3)), "parameter^2")

@@ -123,7 +123,6 @@ def measure(config: Config, log: Log) -> Columns:
             solver=dfx.Heun(),
             record=Record(functions, times),
             # All starts run together, so their digits need not be those of fewer.
-            exact=False,
         )
 
     def beyond(runs: Any, length: int, wanted: LinearRNN) -> np.ndarray:

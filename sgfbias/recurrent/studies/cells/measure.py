@@ -44,6 +44,7 @@ from sgfbias.recurrent.studies.cells import (
     LINEAR,
     LINEAR_EXAMPLES,
     LINEAR_RATE,
+    LINEAR_STARTS,
     OWN,
     RADII,
     Config,
@@ -190,7 +191,6 @@ def trained(config: Config, x: Array, y: Array, rule: Any, keys: Array) -> list[
         keys=keys,
         steps=config.steps,
         record=Record(observables=(), times=2),
-        exact=False,
     )
     return unstacked(runs.networks, len(keys))
 
@@ -202,9 +202,9 @@ def linear_networks(
     draw, test = task if isinstance(task, tuple) else (task, task)
     x, y = examples(draw, config.keys(1000, 1000 + LINEAR_EXAMPLES), config.length)
     held = config.keys(10**6, 10**6 + config.tests)
-    starts = []
+    count, starts = LINEAR_STARTS * config.seeds, []
     for radius in RADII:
-        for key in config.keys(0, config.seeds):
+        for key in config.keys(0, count):
             net = LinearRNN.gaussian(
                 key,
                 state=config.hidden,
@@ -221,7 +221,8 @@ def linear_networks(
         LINEAR[1]: {"perturb": MixedLengths(LEAST)},
         LINEAR[2]: {"penalty": forgets},
     }
-    shape = (len(LINEAR), len(RADII), config.seeds)
+    out.axes["start"] = np.arange(count)
+    shape = (len(LINEAR), len(RADII), count)
     loss, predicted = np.full((*shape, len(lengths)), np.nan), np.full(shape, np.nan)
     for a, name in enumerate(LINEAR):
         log(f"linear networks, {name}")
@@ -233,13 +234,12 @@ def linear_networks(
             keys=config.keys(0, len(starts)) if name == LINEAR[1] else None,
             steps=config.steps,
             record=Record(observables=(), times=2),
-            exact=False,
         )
         for n, net in enumerate(unstacked(runs.networks, len(starts))):
-            r, s = divmod(n, config.seeds)
+            r, s = divmod(n, count)
             loss[a, r, s] = curve_of(net, test, lengths, held).loss
             if config.data is None:
                 predicted[a, r, s] = tail(net, 1.0, 0, lengths[-1])
-    out.add("linear_loss", ("linear", "radius", "seed", "length"), loss, "variance of the target")
+    out.add("linear_loss", ("linear", "radius", "start", "length"), loss, "variance of the target")
     if config.data is None:
-        out.add("linear_predicted", ("linear", "radius", "seed"), predicted, "1")
+        out.add("linear_predicted", ("linear", "radius", "start"), predicted, "1")

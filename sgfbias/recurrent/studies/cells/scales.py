@@ -90,7 +90,6 @@ def scaled_cells(out: Columns, lengths: tuple[int, ...], config: Config, log: Lo
         Problem(x, y, loss=MSE),
         steps=-(-config.steps // 2),
         record=Record(observables=(), times=2),
-        exact=False,
     )
     held = config.keys(10**6, 10**6 + config.tests)
     probes = examples(echo, held[:PROBES], ends[1])[0]

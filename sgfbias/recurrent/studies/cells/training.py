@@ -17,11 +17,6 @@ MSE = SquaredLoss(scale=1.0)
 PROBES = 32  # sequences over which the gain is averaged
 
 
-# All seeds of the study run together. So runs are not `exact`: to find out how the
-# digits of a seed would stay the same beside fewer others takes longer than to train
-# them.
-
-
 @functools.cache
 def adam(rate: float, batch: int | None) -> OptaxDescent:
     """One object for all runs, which therefore share what is compiled."""
