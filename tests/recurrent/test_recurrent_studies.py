@@ -202,15 +202,15 @@ class TestCells(StudyCase):
             ),
             "gain": (("task", "arm", "lag"), np.zeros((3, 2, 64))),
             "lagged_loss": (("seed",), NOISE),
-            "linear_loss": (("linear", "radius", "start", "length"), linear * NOISE[:, None]),
-            "linear_predicted": (("linear", "radius", "start"), linear[..., -1] * NOISE),
+            "linear_loss": (("linear", "radius", "linear_start", "length"), linear * NOISE[:, None]),
+            "linear_predicted": (("linear", "radius", "linear_start"), linear[..., -1] * NOISE),
         }
         axes = {
             "task": ["copy", "adding", "sine"],
             "arm": list(cells.ARMS),
             "linear": list(cells.LINEAR),
             "radius": list(cells.RADII),
-            "start": np.arange(SEEDS),
+            "linear_start": np.arange(SEEDS),
             "length": length,
         }
         return made_up(cells.Config(seeds=SEEDS), rows, axes)

@@ -221,7 +221,7 @@ def linear_networks(
         LINEAR[1]: {"perturb": MixedLengths(LEAST)},
         LINEAR[2]: {"penalty": forgets},
     }
-    out.axes["start"] = np.arange(count)
+    out.axes["linear_start"] = np.arange(count)
     shape = (len(LINEAR), len(RADII), count)
     loss, predicted = np.full((*shape, len(lengths)), np.nan), np.full(shape, np.nan)
     for a, name in enumerate(LINEAR):
@@ -240,6 +240,6 @@ def linear_networks(
             loss[a, r, s] = curve_of(net, test, lengths, held).loss
             if config.data is None:
                 predicted[a, r, s] = tail(net, 1.0, 0, lengths[-1])
-    out.add("linear_loss", ("linear", "radius", "start", "length"), loss, "variance of the target")
+    out.add("linear_loss", ("linear", "radius", "linear_start", "length"), loss, "variance of the target")
     if config.data is None:
-        out.add("linear_predicted", ("linear", "radius", "start"), predicted, "1")
+        out.add("linear_predicted", ("linear", "radius", "linear_start"), predicted, "1")
