@@ -202,7 +202,10 @@ class TestCells(StudyCase):
             ),
             "gain": (("task", "arm", "lag"), np.zeros((3, 2, 64))),
             "lagged_loss": (("seed",), NOISE),
-            "linear_loss": (("linear", "radius", "linear_start", "length"), linear * NOISE[:, None]),
+            "linear_loss": (
+                ("linear", "radius", "linear_start", "length"),
+                linear * NOISE[:, None],
+            ),
             "linear_predicted": (("linear", "radius", "linear_start"), linear[..., -1] * NOISE),
         }
         axes = {

@@ -240,6 +240,11 @@ def linear_networks(
             loss[a, r, s] = curve_of(net, test, lengths, held).loss
             if config.data is None:
                 predicted[a, r, s] = tail(net, 1.0, 0, lengths[-1])
-    out.add("linear_loss", ("linear", "radius", "linear_start", "length"), loss, "variance of the target")
+    out.add(
+        "linear_loss",
+        ("linear", "radius", "linear_start", "length"),
+        loss,
+        "variance of the target",
+    )
     if config.data is None:
         out.add("linear_predicted", ("linear", "radius", "linear_start"), predicted, "1")
