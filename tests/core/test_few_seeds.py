@@ -52,7 +52,7 @@ def check(run, most, monkeypatch):
         assert sizes[0] > sizes[1], "one seed ran in a tile as large as that of many"
 
 
-@pytest.mark.slow(cases=6)
+@pytest.mark.slow(cases=4)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", DYNAMICS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -77,7 +77,7 @@ def test_few_seeds_have_the_digits_of_many(shape, name, dtype, monkeypatch):
     check(run, 130, monkeypatch)
 
 
-@pytest.mark.slow(cases=3)
+@pytest.mark.slow(cases=2)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("width", [5, 27])
 @pytest.mark.parametrize("start", ["one", "drawn"])

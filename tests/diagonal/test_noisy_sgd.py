@@ -258,7 +258,7 @@ class TestNoisySGD(StudyCase):
         ]
         assert found("cost", lambda v: 0.1 * v, verdict="fails", must_hold=False) == ["Altogether"]
 
-    @pytest.mark.slow
+    @pytest.mark.release
     def test_what_does_not_need_many_seeds_holds_in_a_small_run(self):
         """The other claims need more seeds, or a problem on which they are true. They
         are left to the default size.
