@@ -151,8 +151,8 @@ def test_the_list_is_json_too(capsys):
 
 @pytest.mark.slow
 def test_listing_costs_little_more_than_the_import():
-    """Listing takes less than half a second of CPU time more than the import. The
-    smallest of three times is used, because other processes run at the same time.
+    """Listing takes less than half as much CPU time again as the import. The smallest
+    of three times is used, and a ratio, because other processes may slow both down.
     """
 
     def cost(code):
@@ -163,4 +163,4 @@ def test_listing_costs_little_more_than_the_import():
             times.append(sum(os.times()[2:4]) - began)
         return min(times)
 
-    assert cost("from sgfbias import cli; cli.main(['list'])") - cost("import sgfbias") < 0.5
+    assert cost("from sgfbias import cli; cli.main(['list'])") < 1.5 * cost("import sgfbias")
