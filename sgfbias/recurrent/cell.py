@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from sgfbias.core.network import AbstractNetwork
@@ -44,6 +46,18 @@ class AbstractRecurrent(AbstractNetwork):
         state, _ = jax.lax.scan(lambda s, now: (self.advance(s, now), None), self.rest(x), x)
         return self.read(state)
 
+    def predict(self, inputs: Array) -> Array:
+        """The outputs on many sequences, (n, T, ...), which advance together."""
+        together = Together(self, inputs.shape[0])
+        sequences = jnp.moveaxis(inputs, 0, -1)
+
+        def step(state: Any, now: Array) -> tuple[Any, Any]:
+            state = together.advance(state, now)
+            return state, together.read(state) if self.outputs == "all" else None
+
+        last, outputs = jax.lax.scan(step, together.rest(sequences), sequences)
+        return jnp.moveaxis(together.read(last) if outputs is None else outputs, -1, 0)
+
     def all_outputs(self, x: Array) -> Array:
         """The output after every input of the sequence `x`, (T, o)."""
 
@@ -59,6 +73,49 @@ class AbstractRecurrent(AbstractNetwork):
         """
         last, before = jax.lax.scan(lambda s, now: (self.advance(s, now), s), self.rest(x), x)
         return before, last
+
+
+class Together:
+    """A recurrent network that advances many sequences at once, which lie along the last
+    axis of its inputs, states and outputs.
+
+    The product of a matrix of weights and the states of all sequences has this layout.
+    A map over the first axis transposes it in every step, so that training a GRU on
+    short sequences takes twice as long. A vector of weights, such as a bias, is
+    repeated for all sequences: JAX moves the axis to the front where a mapped array
+    meets one that is not.
+    """
+
+    def __init__(self, network: AbstractRecurrent, count: int):
+        def repeated(leaf: Array) -> Array:
+            if leaf.ndim > 1:
+                return leaf
+            return jnp.broadcast_to(leaf[..., None], (*leaf.shape, count))
+
+        weights, self._other = eqx.partition(network, eqx.is_inexact_array)
+        self._weights = jax.tree.map(repeated, weights)
+        self._axes = jax.tree.map(lambda leaf: None if leaf.ndim > 1 else -1, weights)
+
+    def _each(self, method: Callable, *given: Any) -> Any:
+        """Call a method of the network for every sequence."""
+
+        def one(weights: Any, *given: Any) -> Any:
+            return method(eqx.combine(weights, self._other), *given)
+
+        axes = (self._axes, *(-1 for _ in given))
+        return jax.vmap(one, in_axes=axes, out_axes=-1)(self._weights, *given)
+
+    def rest(self, sequences: Array) -> Any:
+        """The states before the first input of the sequences (T, ..., n)."""
+        return self._each(lambda network, x: network.rest(x), sequences)
+
+    def advance(self, states: Any, inputs: Array) -> Any:
+        """The states after the inputs (..., n)."""
+        return self._each(lambda network, s, x: network.advance(s, x), states, inputs)
+
+    def read(self, states: Any) -> Array:
+        """The outputs of the states, (..., n)."""
+        return self._each(lambda network, s: network.read(s), states)
 
 
 def check_outputs(outputs: Any) -> str:

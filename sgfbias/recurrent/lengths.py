@@ -15,7 +15,7 @@ from sgfbias.core.brownian import check_keys
 from sgfbias.core.checks import as_float, as_whole, check_positive
 from sgfbias.core.loss import AbstractLoss, as_loss
 from sgfbias.core.types import Dataset
-from sgfbias.recurrent.cell import AbstractRecurrent
+from sgfbias.recurrent.cell import AbstractRecurrent, Together
 
 AT_ONCE = 256  # sequences that are evaluated together
 
@@ -253,18 +253,18 @@ def _stopped(
 ) -> Array:
     """The loss of every sequence, whose state stops at `length`."""
 
-    def one(sequence: Array, target: Array) -> Array:
-        def step(state: Any, given: Any) -> tuple[Any, None]:
-            time, now = given
-            moved = network.advance(state, now)
-            return jax.tree.map(lambda a, b: jnp.where(time < length, a, b), moved, state), None
+    together, along = Together(network, sequences.shape[0]), jnp.moveaxis(sequences, 0, -1)
 
-        times = jnp.arange(sequence.shape[0], dtype=jnp.int32)
-        output = network.read(jax.lax.scan(step, network.rest(sequence), (times, sequence))[0])
-        loss.check(jax.ShapeDtypeStruct((1, *output.shape), output.dtype), target[None])
-        return _one_loss(loss, output, target)
+    def step(states: Any, given: Any) -> tuple[Any, None]:
+        time, now = given
+        moved = together.advance(states, now)
+        return jax.tree.map(lambda a, b: jnp.where(time < length, a, b), moved, states), None
 
-    return jax.vmap(one)(sequences, targets)
+    times = jnp.arange(sequences.shape[1], dtype=jnp.int32)
+    last, _ = jax.lax.scan(step, together.rest(along), (times, along))
+    outputs = jnp.moveaxis(together.read(last), -1, 0)
+    loss.check(jax.ShapeDtypeStruct((1, *outputs.shape[1:]), outputs.dtype), targets[:1])
+    return jax.vmap(lambda output, target: _one_loss(loss, output, target))(outputs, targets)
 
 
 @eqx.filter_jit

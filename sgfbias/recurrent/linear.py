@@ -22,6 +22,8 @@ from sgfbias.core.checks import (
 )
 from sgfbias.recurrent.cell import AbstractRecurrent, check_outputs
 
+FEW = 16  # lags that are computed one after the other
+
 
 class LinearRNN(AbstractRecurrent):
     """`s_t = A s_{t-1} + B x_t`, `y_t = C s_t`, `s_0 = 0`.
@@ -148,12 +150,18 @@ class LinearRNN(AbstractRecurrent):
         """`h_j = C A^j B` for the lags j = 0, ..., `length` - 1, shape (length, o, i).
 
         With k about the square root of the length, the response at lag `m k + j` is the
-        product of `C A^j` and `A^(m k) B`, so two short loops replace a long one.
+        product of `C A^j` and `A^(m k) B`, so two short loops replace a long one. Few
+        lags are computed one after the other, since A^k alone costs more.
 
         **Raises:** `ValueError` for a length below 1, and for a stack of networks.
         """
         check_linear(self)
         length = as_whole(length, "length")
+        if length <= FEW:
+            columns = [self.B]
+            for _ in range(length - 1):
+                columns.append(self.A @ columns[-1])
+            return self.C @ jnp.stack(columns)
         block = math.isqrt(length - 1) + 1
         leap = jnp.linalg.matrix_power(self.A, block)
         rows = jax.lax.scan(lambda row, _: (row @ self.A, row), self.C, None, block)[1]

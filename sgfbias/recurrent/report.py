@@ -114,7 +114,8 @@ def hankel_values(network: LinearRNN) -> Array:
 @jax.custom_jvp
 def _values(reach: Array, seen: Array) -> Array:
     """The square roots of the eigenvalues of the product of two Gramians."""
-    return jnp.linalg.svd(_root(seen).T @ _root(reach), compute_uv=False)
+    G, F = _roots(seen, reach)
+    return jnp.linalg.svd(G.T @ F, compute_uv=False)
 
 
 @_values.defjvp
@@ -137,12 +138,15 @@ def _modes(reach: Array, seen: Array) -> tuple[Array, Array, Array]:
     """The values, and the left and the right eigenvectors as columns: `l = G u` and
     `r = F v` with `F F^T` and `G G^T` the Gramians and `G^T F = u s v^T`.
     """
-    F, G = _root(reach), _root(seen)
+    F, G = _roots(reach, seen)
     left, values, right = jnp.linalg.svd(G.T @ F)
     return values, G @ left, F @ right.T
 
 
-def _root(matrix: Any) -> Array:
-    """A matrix F with `F F^T = matrix`."""
-    values, vectors = jnp.linalg.eigh(matrix)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0))
+def _roots(*matrices: Any) -> Any:
+    """Matrices F with `F F^T` equal to each of the matrices.
+
+    All are decomposed in one call, see `sgfbias.core.products`.
+    """
+    values, vectors = jnp.linalg.eigh(jnp.stack(matrices))
+    return vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
