@@ -135,9 +135,9 @@ def recurrent_networks() -> dict:
     begin = [np.asarray(leaf) for leaf in jax.tree.leaves(starts)]
     whole = jax.jit(jax.vmap(lambda n: (n.impulse_response(LAGS), rec.hankel_values(n))))
     risk = rec.PopulationRisk(1.0, 5)
-    heun = {"solver": dfx.Heun(), "record": sgf.Record(observables=(), times=2)}
-    flow = sgf.GradientFlow(dt=0.1)
-    steps = round(TIME / 0.1)
+    how = {"solver": dfx.Bosh3(), "record": sgf.Record(observables=(), times=2)}
+    flow = sgf.GradientFlow(dt=0.25)
+    steps = round(TIME / 0.25)
 
     x = jax.random.normal(jax.random.key(0), (SEQUENCES, LENGTH, 1), jnp.float32)
     long_input = jax.random.normal(jax.random.key(1), (STEPS, 1), jnp.float32)
@@ -152,7 +152,7 @@ def recurrent_networks() -> dict:
         return sgf.simulate(adam, model, problem, steps=ITERATIONS, record=record).final["loss"]
 
     def flowed() -> Any:
-        return sgf.simulate(flow, sgf.Stacked(starts), risk, steps=steps, **heun).networks.A
+        return sgf.simulate(flow, sgf.Stacked(starts), risk, steps=steps, **how).networks.A
 
     runs: dict[str, Callable[[], Any]] = {
         "sgfbias, 256 systems": lambda: jax.block_until_ready(whole(systems)),

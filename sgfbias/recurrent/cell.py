@@ -76,7 +76,7 @@ class AbstractRecurrent(AbstractNetwork):
 
 
 class Together:
-    """A recurrent network that advances many sequences at once, which lie along the last
+    """A recurrent network that advances many sequences at once. They lie along the last
     axis of its inputs, states and outputs.
 
     The product of a matrix of weights and the states of all sequences has this layout.

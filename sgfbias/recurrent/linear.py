@@ -158,10 +158,10 @@ class LinearRNN(AbstractRecurrent):
         check_linear(self)
         length = as_whole(length, "length")
         if length <= FEW:
-            columns = [self.B]
+            reached = [self.B]
             for _ in range(length - 1):
-                columns.append(self.A @ columns[-1])
-            return self.C @ jnp.stack(columns)
+                reached.append(self.A @ reached[-1])
+            return self.C @ jnp.stack(reached)
         block = math.isqrt(length - 1) + 1
         leap = jnp.linalg.matrix_power(self.A, block)
         rows = jax.lax.scan(lambda row, _: (row @ self.A, row), self.C, None, block)[1]

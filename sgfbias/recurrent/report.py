@@ -146,7 +146,8 @@ def _modes(reach: Array, seen: Array) -> tuple[Array, Array, Array]:
 def _roots(*matrices: Any) -> Any:
     """Matrices F with `F F^T` equal to each of the matrices.
 
-    All are decomposed in one call, see `sgfbias.core.products`.
+    All are decomposed in one call of LAPACK. In JAX 0.10.1, two calls with batches, as
+    within a map, can wait for each other forever on a machine with two cores.
     """
     values, vectors = jnp.linalg.eigh(jnp.stack(matrices))
     return vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]

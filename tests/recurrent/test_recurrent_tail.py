@@ -2,6 +2,10 @@
 Hankel values, against sums lag by lag and closed forms.
 """
 
+import os
+import subprocess
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -192,6 +196,30 @@ def test_hankel_values_are_those_of_a_long_hankel_matrix(pair):
     H = np.block([[h[i + j] for j in range(200)] for i in range(200)])
     wanted = np.linalg.svd(H, compute_uv=False)[:6]
     np.testing.assert_allclose(rec.hankel_values(student), wanted, rtol=1e-6, atol=1e-6)
+
+
+MAPPED = """
+import jax
+import sgfbias as sgf
+
+rec = sgf.recurrent
+draw = lambda key: rec.LinearRNN.gaussian(key, state=20, scale=0.6, gain=0.5)
+systems = jax.vmap(draw)(sgf.seeds(0, 256))
+mapped = jax.jit(jax.vmap(lambda n: jax.value_and_grad(lambda n: rec.hankel_values(n)[0])(n)))
+for _ in range(20):
+    jax.block_until_ready(mapped(systems))
+"""
+
+
+@pytest.mark.slow
+def test_mapped_hankel_values_end_on_two_threads():
+    """Two calls of LAPACK at once waited for each other here, with the default flags of
+    XLA, which the tests do not have.
+    """
+    given = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run(
+        [sys.executable, "-c", MAPPED], env=given | {"NPROC": "2"}, check=True, timeout=300
+    )
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_tokens_are_whole_numbers():
     network = rec.Unroll(cell, eqx.nn.Linear(HIDDEN, 1, key=KEY))
     tokens = jax.random.randint(KEY, (6, 5), 0, 4)
     found = network.predict(tokens)
-    assert found.dtype == jnp.float64 and found.shape == (6, 1)
+    assert (found.dtype, found.shape) == (jnp.float64, (6, 1))
     np.testing.assert_allclose(found, mapped(network, tokens), rtol=1e-12)
 
 
