@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import diffrax as dfx
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from numpy.polynomial import chebyshev
@@ -55,9 +56,10 @@ class PredictorCorrector(_FrozenNoise):
     Heun's without noise. It is stable up to the same step as Euler's, `h = 2 /` the
     largest curvature. It evaluates the drift twice per step.
 
-    Terms are `MultiTerm(ODETerm(...), ControlTerm(...))`, or one term that fuses drift
-    and noise, such as those of this package's flows. A fused term has the methods
-    `drift_and_noise(t, y, args, control)` and `drift_prod(t, y, args, control)`.
+    Terms are `MultiTerm(ODETerm(...), ControlTerm(...))`, an `ODETerm` alone, without
+    noise, or one term that fuses drift and noise, such as those of this package's
+    flows. A fused term has the methods `drift_and_noise(t, y, args, control)` and
+    `drift_prod(t, y, args, control)`.
     """
 
     references: ClassVar[Mapping[str, str]] = {
@@ -184,6 +186,8 @@ def _drift(terms: Any, t: Array, y: Any, args: Any, control: Any) -> Any:
     terms = _unwrapped(terms)
     if isinstance(terms, dfx.MultiTerm):
         return terms.terms[0].vf_prod(t, y, args, control[0])
+    if isinstance(terms, dfx.ODETerm):
+        return terms.vf_prod(t, y, args, control)
     return terms.drift_prod(t, y, args, control)
 
 
@@ -194,6 +198,9 @@ def _drift_and_noise(terms: Any, t: Array, y: Any, args: Any, control: Any) -> t
         return tuple(
             term.vf_prod(t, y, args, part) for term, part in zip(terms.terms, control, strict=True)
         )
+    if isinstance(terms, dfx.ODETerm):
+        drift = terms.vf_prod(t, y, args, control)
+        return drift, jax.tree.map(jnp.zeros_like, drift)
     return terms.drift_and_noise(t, y, args, control)
 
 

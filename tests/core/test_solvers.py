@@ -104,6 +104,33 @@ def test_they_are_solvers_for_any_terms(solver):
     assert step * np.expm1(0.3**2 / 2) > 9 * float(ends.std()) / np.sqrt(4000)
 
 
+@pytest.mark.parametrize(
+    "record", [None, sgf.Record(integrals={"size": lambda n: jnp.sum(n.beta**2)})]
+)
+def test_they_solve_equations_without_noise(record):
+    """The predictor-corrector is Heun's method, and both are of second order."""
+    problem = sgf.SparseRegression.sample(jax.random.key(0), n=8, d=12, sparsity=2)
+    network = sgf.DiagonalNetwork.init(alpha=0.3, d=12)
+
+    def end(solver, dt, time):
+        flow, steps = sgf.GradientFlow(dt=dt), round(time / dt)
+        options = {} if record is None else {"record": record}
+        return sgf.simulate(flow, network, problem, steps=steps, solver=solver, **options).final
+
+    ours, heun = end(sgf.PredictorCorrector(), 0.05, 2), end(dfx.Heun(), 0.05, 2)
+    np.testing.assert_allclose(ours["beta"], heun["beta"], rtol=1e-12, atol=1e-14)
+    if record is None:
+        fine = end(dfx.Heun(), 0.002, 2)["beta"]
+        for solver in (sgf.PredictorCorrector(), sgf.RungeKuttaChebyshev()):
+            errors = [
+                np.linalg.norm(end(solver, dt, 2)["beta"] - fine) for dt in (0.1, 0.05, 0.025)
+            ]
+            assert slope([0.1, 0.05, 0.025], errors) == pytest.approx(2, abs=0.3)
+    else:
+        np.testing.assert_allclose(ours["size"], heun["size"], rtol=1e-12)
+        assert float(ours["size"]) > 0
+
+
 @pytest.mark.parametrize("stages", [2, 3, 4, 8])
 def test_the_chebyshev_solver_is_stable_as_far_as_its_stages_promise(stages):
     """For y' = -y one step of width h multiplies y by a polynomial in h of degree s.
