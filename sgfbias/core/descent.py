@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from sgfbias.core.algorithm import AbstractDescent
 from sgfbias.core.checks import as_whole, shown
 from sgfbias.core.flow import check_momentum
+from sgfbias.core.optax_same import first_of_its_kind
 from sgfbias.core.rules import AbstractRule, Momentum, Plain, Transformed
 from sgfbias.core.sampling import AbstractSampling, as_sampling, is_independent
 
@@ -214,7 +215,7 @@ class OptaxDescent(AbstractDescent):
             )
         super().__init__(
             step_size,
-            Transformed(transformation),
+            Transformed(first_of_its_kind(transformation)),
             sampling=_some(sampling, batch_size),
             label_noise=label_noise,
             project=project,
