@@ -35,7 +35,7 @@ SCALES = tuple((kind, factor) for kind, factors in FACTORS_OF.items() for factor
 SCALED = 2  # the number of starts of each of them
 # Starts of linear networks for each seed: the errors of some are a thousand times those
 # of others.
-LINEAR_STARTS = 3
+LINEAR_STARTS = 6
 
 
 @dataclasses.dataclass(frozen=True)
