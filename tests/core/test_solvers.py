@@ -105,7 +105,11 @@ def test_they_are_solvers_for_any_terms(solver):
 
 
 @pytest.mark.parametrize(
-    "record", [None, sgf.Record(integrals={"size": lambda n: jnp.sum(n.beta**2)})]
+    "record",
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        sgf.Record(integrals={"size": lambda n: jnp.sum(n.beta**2)}),
+    ],
 )
 def test_they_solve_equations_without_noise(record):
     """The predictor-corrector is Heun's method, and both are of second order."""

@@ -118,6 +118,7 @@ def test_a_step_of_a_gru_transposes_nothing():
     assert "transpose" in str(first)
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_seed_do_not_depend_on_its_company():
     x = normal(1, 20, 4, 2)
     network = networks()["GRU"]
@@ -134,6 +135,7 @@ def test_the_numbers_of_a_seed_do_not_depend_on_its_company():
         np.testing.assert_array_equal(ends(keys[few]), every[few])
 
 
+@pytest.mark.slow
 def test_a_gru_learns_to_repeat_by_adam_as_by_a_loop():
     """`simulate` beside optax and `jax.vmap`, step by step."""
     x = normal(1, 16, 4, 2)
@@ -146,10 +148,10 @@ def test_a_gru_learns_to_repeat_by_adam_as_by_a_loop():
         errors = jax.vmap(eqx.combine(weights, other))(x) - x[:, 0]
         return 0.5 * jnp.mean(jnp.sum(errors**2, axis=-1))
 
-    state = adam.init(weights)
+    state, slope = adam.init(weights), jax.jit(jax.grad(loss))
     with jax.numpy_dtype_promotion("standard"):  # optax mixes precisions
         for _ in range(25):
-            move, state = adam.update(jax.grad(loss)(weights), state, weights)
+            move, state = adam.update(slope(weights), state, weights)
             weights = optax.apply_updates(weights, move)
     np.testing.assert_allclose(found, loss(weights), rtol=1e-9)
 
