@@ -1,7 +1,9 @@
 """Small problems and independent NumPy versions of formulas that the tests share."""
 
 import dataclasses
+import itertools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -66,3 +68,29 @@ def made_up(config, variables, coordinates=None, **attrs):
         coordinates or {},
         {"config": json.dumps(dataclasses.asdict(config), default=str), **attrs},
     )
+
+
+def calls_at_once(function, *arguments):
+    """Pairs of calls of LAPACK in the compiled `function` in no order.
+    On two cores, two with batches can then wait forever (JAX 0.10.1).
+    """
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    found = []
+    for computation in re.split(r"\n(?=[%E][^\n]*\{\n)", text):
+        lines = re.findall(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", computation, re.MULTILINE)
+        reads = {name: set(re.findall(r"%([\w.\-]+)", rest)) for name, rest in lines}
+        calls = [name for name, rest in lines if 'custom_call_target="lapack' in rest]
+        for one, other in itertools.combinations(calls, 2):
+            if one not in _behind(other, reads) and other not in _behind(one, reads):
+                found.append((one, other))
+    return found
+
+
+def _behind(name, reads):
+    """All that a value is computed from."""
+    seen, left = set(), [name]
+    while left:
+        new = reads.get(left.pop(), set()) - seen
+        seen |= new
+        left += new
+    return seen

@@ -5,7 +5,7 @@ change of its kernel.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -105,21 +105,25 @@ class Start(eqx.Module):
         error = jnp.linalg.norm(jnp.ravel(left))
         return jnp.where(error == 0, 0, error / jnp.where(scale == 0, 1, scale))
 
-    def gradient_ratio(self, kernel: TangentKernel, network: Any) -> Array:
+    def gradient_ratio(
+        self, kernel: TangentKernel, network: Any, least: Array | None = None
+    ) -> Array:
         """`N n^2 |grad_l L|^2 / (lambda_min(K_l) (sum |l'|)^2)` of every group, at
         least 1.
 
         N is the number of all outputs, and the sum is over them. It is infinity where
-        the least eigenvalue of the group's part cannot be told from 0.
+        the least eigenvalue of the group's part cannot be told from 0. These
+        eigenvalues may be given as `least`, (groups,).
         """
         slopes = jnp.ravel(self.problem.derivatives(network))
+        flats = [_flat(part) for part in kernel.parts]
+        if least is None:
+            least = least_eigenvalues(flats)
         found = []
-        for part in kernel.parts:
-            flat = part if part.ndim == 2 else _flat(part)
+        for flat, value in zip(flats, least, strict=True):
             squares = slopes @ flat @ slopes
-            least = jnp.linalg.eigvalsh(flat)[0]
-            seen = least > 10 * jnp.finfo(flat.dtype).eps * jnp.trace(flat)
-            bound = least * jnp.square(jnp.sum(jnp.abs(slopes)))
+            seen = value > 10 * jnp.finfo(flat.dtype).eps * jnp.trace(flat)
+            bound = value * jnp.square(jnp.sum(jnp.abs(slopes)))
             ratio = slopes.size * squares / jnp.where(seen, bound, 1)
             found.append(jnp.where(seen, ratio, jnp.inf))
         return jnp.stack(found)
@@ -187,13 +191,18 @@ class Observables(AbstractJoint):
         if found.keys() >= set(names):
             return found
         kernel = start.kernel_of(network)
+        if {"least", "gradient_ratio"} <= set(names):
+            least = least_eigenvalues([kernel.flat, *(_flat(part) for part in kernel.parts)])
+            ratio = start.gradient_ratio(kernel, network, least[1:])
+            found |= {"least": least[0], "gradient_ratio": ratio}
         of_kernel: dict[str, Callable[[], Array]] = {
             "kernel_drift": lambda: start.drift(kernel),
             "kernel_alignment": lambda: start.alignment(kernel),
             "least": lambda: kernel.least,
             "gradient_ratio": lambda: start.gradient_ratio(kernel, network),
         }
-        return found | {name: f() for name, f in of_kernel.items() if name in names}
+        missing = set(names) - found.keys()
+        return found | {name: f() for name, f in of_kernel.items() if name in missing}
 
 
 class Probe:
@@ -370,5 +379,17 @@ def _norm(arrays: list[Array]) -> Array:
 
 def _flat(part: Array) -> Array:
     """A part of the kernel as a matrix, with the outputs of an example side by side."""
+    if part.ndim == 2:
+        return part
     n, m, count, _ = part.shape
     return part.transpose(0, 2, 1, 3).reshape(n * count, m * count)
+
+
+def least_eigenvalues(matrices: Sequence[Array]) -> Array:
+    """The least eigenvalue of each symmetric matrix, of one shape, (matrices,).
+
+    All are decomposed in one call of LAPACK. In JAX 0.10.1, two calls with batches, as
+    within a map over seeds, can wait for each other forever on a machine with two
+    cores.
+    """
+    return jnp.linalg.eigvalsh(jnp.stack(list(matrices)))[:, 0]

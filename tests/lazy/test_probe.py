@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from helpers import calls_at_once
 
 import sgfbias as sgf
 from sgfbias import lazy
@@ -280,6 +281,24 @@ class Attention(eqx.Module):
 
 
 @pytest.mark.slow
+def test_the_eigenvalues_of_a_run_are_found_in_one_call(network, probe):
+    """Several calls at once could wait for each other forever; see `calls_at_once`."""
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), network)
+
+    def observed(names):
+        # What a run records together is computed together.
+        joint = probe.observables["least"].joint
+        return lambda net: joint(net, names)
+
+    both = jax.vmap(observed(("least", "gradient_ratio")))
+    assert calls_at_once(both, stack) == []
+    found, alone = both(stack), jax.vmap(observed(("gradient_ratio",)))(stack)
+    np.testing.assert_allclose(found["gradient_ratio"], alone["gradient_ratio"], rtol=1e-9)
+    np.testing.assert_allclose(found["least"], jax.vmap(probe.observables["least"])(stack))
+    twice = jax.vmap(lambda net: [jnp.linalg.eigvalsh(w.T @ w) for w in net.weights])
+    assert calls_at_once(twice, stack) != []
+
+
 @pytest.mark.parametrize("kind", [Recurrent, Attention])
 def test_models_of_sequences(kind):
     """All quantities of a run, and the models made from it, against Jacobians."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import calls_at_once
 
 import sgfbias as sgf
 from sgfbias import recurrent as rec
@@ -198,3 +199,10 @@ def test_files_and_rules_that_do_not_fit(tmp_path):
     network = rec.LinearRNN.gaussian(KEY, state=2, scale=0.5, gain=1.0, inputs=2)
     with pytest.raises(ValueError, match="the state of a LinearRNN moves on: leave keep out"):
         rec.MixedLengths(2, keep=1)(network, jnp.ones((3, 4, 2)), jnp.ones((3, 1)), KEY)
+
+
+def test_mapped_hankel_values_call_lapack_once_at_a_time():
+    stack = jax.vmap(lambda k: rec.LinearRNN.gaussian(k, state=3, scale=0.5, gain=1.0))(
+        sgf.seeds(0, 2)
+    )
+    assert calls_at_once(jax.vmap(rec.hankel_values), stack) == []

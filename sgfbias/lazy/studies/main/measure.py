@@ -15,6 +15,7 @@ from jaxtyping import Array
 from sgfbias import GradientDescent, Problem, Record, StochasticGradientDescent, simulate
 from sgfbias.lazy import DeepReLU, SeparatedSphere, ntk, rescale
 from sgfbias.lazy import measure as compare
+from sgfbias.lazy.probe import least_eigenvalues
 from sgfbias.lazy.studies.main import (
     BATCH,
     LOOKS,
@@ -48,11 +49,12 @@ class Gradients(eqx.Module):
         n = self.problem.n
         u = self.problem.derivatives(network)
         gradient = eqx.filter_grad(self.problem.risk)(network)
+        parts = list(ntk(network, self.problem).layers.values())
         rows = []
-        for slope, part in zip(
-            gradient.weights, ntk(network, self.problem).layers.values(), strict=True
+        for slope, part, least in zip(
+            gradient.weights, parts, least_eigenvalues(parts), strict=True
         ):
-            floor = jnp.linalg.eigvalsh(part)[0] * jnp.sum(jnp.abs(u)) ** 2 / n
+            floor = least * jnp.sum(jnp.abs(u)) ** 2 / n
             size = jnp.abs(u) @ jnp.abs(part) @ jnp.abs(u)
             rows.append(jnp.stack([n**2 * jnp.sum(slope**2), u @ part @ u, size, floor]))
         return jnp.stack(rows)
