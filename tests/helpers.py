@@ -71,8 +71,8 @@ def made_up(config, variables, coordinates=None, **attrs):
 
 
 def calls_at_once(function, *arguments):
-    """Pairs of calls of LAPACK in the compiled `function` in no order.
-    On two cores, two with batches can then wait forever (JAX 0.10.1).
+    """Pairs of calls of LAPACK in the compiled `function`, neither of which needs the
+    other. Two with batches can then wait forever on two cores (JAX 0.10.1).
     """
     text = jax.jit(function).lower(*arguments).compile().as_text()
     found = []
